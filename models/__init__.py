@@ -1,0 +1,1 @@
+"""Package probkit.models."""

@@ -1,0 +1,1 @@
+"""probkit: Bayesian-first modelling on PyTorch."""
