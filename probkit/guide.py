@@ -1,0 +1,68 @@
+"""What a guide is: a family of distributions over a model's sites, with parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+from torch.distributions import Distribution
+
+from probkit.model import Batch, Values
+from probkit.rng import Rng
+from probkit.tree import Tree
+
+__all__ = ["Guide", "HasMarginals", "LogQ", "Params"]
+
+Params = Tree
+
+
+@dataclass(frozen=True)
+class LogQ:
+    """Log density of guide draws, its two parts apart because a minibatch scales only one.
+
+    Attributes:
+        global_: [n] log density of the global sites.
+        local: [n] log density of the local sites of the batch (zero where there are none).
+    """
+
+    global_: Tensor
+    local: Tensor
+
+    def total(self, scale: float = 1.0) -> Tensor:
+        """Return [n], local terms multiplied by ``scale``."""
+        return self.global_ + scale * self.local
+
+
+@runtime_checkable
+class Guide(Protocol):
+    """A parametric proposal for the sites of a model.
+
+    It is the variational family of SVI, the proposal of importance samplers and particle filters,
+    and the amortised network of Direct. A guide holds options only; its parameters are arguments.
+    """
+
+    def init(self, model: Any, data: Any, *, rng: Rng) -> Params:
+        """Return starting parameters, a tree of tensors; may be empty."""
+        ...
+
+    def sample(
+        self, params: Params, model: Any, batch: Batch, n: int, *, rng: Rng
+    ) -> tuple[Values, LogQ]:
+        """Draw ``n`` values and their log density, differentiable in ``params``.
+
+        Returns:
+            Values [n, *site] for the sites of the batch (constrained), and :class:`LogQ` with
+            respect to them.
+        """
+        ...
+
+
+@runtime_checkable
+class HasMarginals(Protocol):
+    """A guide whose marginals are known distributions."""
+
+    def marginals(self, params: Params, model: Any, data: Any) -> Mapping[str, Distribution]:
+        """Return {site: distribution}, constrained."""
+        ...

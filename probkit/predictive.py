@@ -1,0 +1,370 @@
+"""Predictive distributions: the one thing that decisions see of a posterior.
+
+Three final forms share one interface: :class:`Analytic` wraps a distribution, :class:`Mixture` a
+weighted family of them, :class:`Empirical` weighted draws. Values have the shape [*obs] of the
+predicted quantity; nothing is squeezed or padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from probkit import distributions as D
+from probkit.errors import CapabilityError, DataError, ShapeError
+from probkit.numerics import log_softmax_weights
+from probkit.rng import Rng, require_rng, scope, stream
+from probkit.tree import map_tensors
+
+if TYPE_CHECKING:
+    from probkit.posterior import Posterior
+
+__all__ = ["Analytic", "Empirical", "Mixture", "Predictive"]
+
+
+@runtime_checkable
+class Predictive(Protocol):
+    """A distribution of the predicted quantity, of shape [*obs].
+
+    ``mean``, ``variance``, ``quantile`` and ``cdf`` are those of each entry. ``log_prob`` is that
+    of each entry, or one number where the predictive is joint over some dims.
+    """
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean [*obs]."""
+        ...
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance [*obs]; inf where it does not exist."""
+        ...
+
+    @property
+    def probs(self) -> Tensor:
+        """Class probabilities [*obs, class] of a categorical predictive."""
+        ...
+
+    def quantile(self, q: Tensor | float | Sequence[float]) -> Tensor:
+        """Quantiles [*q, *obs] at the levels ``q`` in (0, 1)."""
+        ...
+
+    def cdf(self, y: Tensor | float) -> Tensor:
+        """P(Y <= y) for each entry; ``y`` broadcasts against [*obs]."""
+        ...
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        """Log density or log probability of ``y``."""
+        ...
+
+    def sample(self, n: int, *, rng: Rng) -> Tensor:
+        """Draw [n, *obs]."""
+        ...
+
+
+def _levels(q: Tensor | float | Sequence[float], like: Tensor) -> Tensor:
+    levels = torch.as_tensor(q, dtype=like.dtype, device=like.device)
+    if not bool(((levels > 0) & (levels < 1)).all()):
+        raise DataError(f"quantile: expected levels strictly between 0 and 1, got {levels.tolist()}")
+    return levels
+
+
+def _no_probs() -> CapabilityError:
+    return CapabilityError("probs exist for categorical predictives only; use cdf or log_prob here")
+
+
+@dataclass(frozen=True)
+class Analytic:
+    """A predictive in closed form.
+
+    Attributes:
+        dist: Its distribution; batch_shape + event_shape = [*obs]. Event dims are joint.
+        dims: Names of the dims of [*obs], where known.
+        coords: Labels along them.
+
+    Example:
+        >>> p = Analytic(torch.distributions.Normal(torch.zeros(2), torch.ones(2)))
+        >>> p.quantile([0.5, 0.975])[0]
+        tensor([0., 0.])
+    """
+
+    dist: Distribution
+    dims: tuple[str, ...] = ()
+    coords: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean [*obs]."""
+        return self.dist.mean
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance [*obs]."""
+        return self.dist.variance
+
+    @property
+    def probs(self) -> Tensor:
+        """Class probabilities [*obs, class]."""
+        probs = getattr(self.dist, "probs", None)
+        if probs is None:
+            raise _no_probs()
+        return torch.as_tensor(probs)
+
+    def quantile(self, q: Tensor | float | Sequence[float]) -> Tensor:
+        """Quantiles [*q, *obs] of each entry."""
+        marginal = D.marginals(self.dist)
+        levels = _levels(q, _sample_like(marginal))
+        return D.icdf(marginal, levels.reshape(*levels.shape, *[1] * len(marginal.batch_shape)))
+
+    def cdf(self, y: Tensor | float) -> Tensor:
+        """P(Y <= y) of each entry."""
+        marginal = D.marginals(self.dist)
+        return D.cdf(marginal, torch.as_tensor(y, dtype=_sample_like(marginal).dtype))
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        """Log density [*batch_shape] of the distribution."""
+        return _log_prob(self.dist, y)
+
+    def sample(self, n: int, *, rng: Rng) -> Tensor:
+        """Draw [n, *obs]."""
+        with scope(rng=rng):
+            return self.dist.sample(torch.Size([n]))
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A weighted mixture of one distribution family.
+
+    Attributes:
+        dist: Components along the LEADING dim of the batch shape: [component, *obs].
+        log_weights: [component] normalised log weights.
+        dims: Names of the dims of [*obs], where known.
+        coords: Labels along them.
+    """
+
+    dist: Distribution
+    log_weights: Tensor
+    dims: tuple[str, ...] = ()
+    coords: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.log_weights.ndim != 1 or self.dist.batch_shape[:1] != self.log_weights.shape:
+            raise ShapeError(
+                "Mixture: expected components [component, ...] and log_weights [component], got "
+                f"batch_shape {tuple(self.dist.batch_shape)} and {tuple(self.log_weights.shape)}"
+            )
+        object.__setattr__(self, "log_weights", log_softmax_weights(self.log_weights, dim=0))
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean [*obs]."""
+        return D.mixture_mean(self.dist, self.log_weights)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance [*obs]."""
+        return D.mixture_variance(self.dist, self.log_weights)
+
+    @property
+    def probs(self) -> Tensor:
+        """Class probabilities [*obs, class], averaged over components."""
+        probs = getattr(self.dist, "probs", None)
+        if probs is None:
+            raise _no_probs()
+        return torch.tensordot(self.log_weights.exp(), probs, dims=1)
+
+    def quantile(self, q: Tensor | float | Sequence[float]) -> Tensor:
+        """Quantiles [*q, *obs] of each entry."""
+        marginal = D.marginals(self.dist)
+        levels = _levels(q, _sample_like(marginal))
+        entries = len(marginal.batch_shape) - 1
+        return D.mixture_icdf(
+            marginal, self.log_weights, levels.reshape(*levels.shape, *[1] * entries)
+        )
+
+    def cdf(self, y: Tensor | float) -> Tensor:
+        """P(Y <= y) of each entry."""
+        marginal = D.marginals(self.dist)
+        value = torch.as_tensor(y, dtype=self.log_weights.dtype, device=self.log_weights.device)
+        return D.mixture_cdf(marginal, self.log_weights, value)
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        """Log density of the mixture."""
+        return D.mixture_log_prob(self.dist, self.log_weights, y)
+
+    def sample(self, n: int, *, rng: Rng) -> Tensor:
+        """Draw [n, *obs]; the entries of one draw share their component."""
+        seed = stream(rng, "component", device=self.log_weights.device)
+        index = torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=seed)
+        with scope(rng=stream(seed, "value", device=self.log_weights.device)):
+            return D.select(self.dist, index).sample()
+
+
+@dataclass(frozen=True)
+class Empirical:
+    """Weighted draws of the predicted quantity.
+
+    Attributes:
+        values: [draw, *obs], a tensor, or a sequence of any objects.
+        log_weights: [draw] log weights; None for equal ones.
+        dims: Names of the dims of [*obs], where known.
+        coords: Labels along them.
+    """
+
+    values: Tensor | Sequence[Any]
+    log_weights: Tensor | None = None
+    dims: tuple[str, ...] = ()
+    coords: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.values) == 0:
+            raise ShapeError("Empirical: expected at least one draw [draw, ...], got none")
+        if self.log_weights is not None and self.log_weights.shape != (len(self.values),):
+            raise ShapeError(
+                f"Empirical: expected log_weights [draw={len(self.values)}], "
+                f"got {tuple(self.log_weights.shape)}"
+            )
+
+    def _tensor(self) -> Tensor:
+        if not isinstance(self.values, Tensor):
+            raise CapabilityError("this predictive holds objects, not numbers; use sample")
+        values = self.values
+        return values if values.is_floating_point() else values.to(torch.get_default_dtype())
+
+    @property
+    def weights(self) -> Tensor:
+        """Normalised weights [draw]."""
+        if self.log_weights is None:
+            n = len(self.values)
+            like = self.values if isinstance(self.values, Tensor) else torch.ones(())
+            return torch.full((n,), 1.0 / n, dtype=torch.float64, device=like.device)
+        return torch.softmax(self.log_weights, dim=0)
+
+    @property
+    def mean(self) -> Tensor:
+        """Weighted mean [*obs]."""
+        values = self._tensor()
+        return torch.tensordot(self.weights.to(values.dtype), values, dims=1)
+
+    @property
+    def variance(self) -> Tensor:
+        """Weighted variance [*obs], without a small-sample correction."""
+        values = self._tensor()
+        deviation = values - self.mean
+        return torch.tensordot(self.weights.to(values.dtype), deviation.square(), dims=1)
+
+    @property
+    def probs(self) -> Tensor:
+        """Weighted frequencies [*obs, class] of integer values 0, 1, ..., maximum."""
+        if not isinstance(self.values, Tensor) or self.values.is_floating_point():
+            raise _no_probs()
+        onehot = torch.nn.functional.one_hot(self.values.long()).to(self.weights.dtype)
+        return torch.tensordot(self.weights, onehot, dims=1)
+
+    def quantile(self, q: Tensor | float | Sequence[float]) -> Tensor:
+        """Quantiles [*q, *obs]: inverse of the weighted empirical cdf, linear between draws.
+
+        Equal weights give the usual linear rule (Hyndman and Fan 1996, type 7).
+        """
+        values = self._tensor()
+        levels = _levels(q, values)
+        if self.log_weights is None:
+            flat = torch.quantile(values.flatten(1), levels.flatten(), dim=0)
+            return flat.reshape(*levels.shape, *values.shape[1:])
+        order = values.argsort(dim=0)
+        ordered = values.gather(0, order).flatten(1).T.contiguous()
+        weights = self.weights.to(values.dtype)[order].flatten(1).T
+        # Knots in the middle of each draw's probability mass.
+        knots = (weights.cumsum(-1) - 0.5 * weights).contiguous()
+        wanted = levels.flatten().expand(len(ordered), -1).contiguous()
+        right = torch.searchsorted(knots, wanted).clamp(1, knots.shape[-1] - 1)
+        if knots.shape[-1] == 1:
+            result = ordered.expand(-1, wanted.shape[-1])
+        else:
+            k0, k1 = knots.gather(-1, right - 1), knots.gather(-1, right)
+            v0, v1 = ordered.gather(-1, right - 1), ordered.gather(-1, right)
+            share = ((wanted - k0) / (k1 - k0).clamp_min(torch.finfo(values.dtype).tiny)).clamp(0, 1)
+            result = v0 + share * (v1 - v0)
+        return result.T.reshape(*levels.shape, *values.shape[1:])
+
+    def cdf(self, y: Tensor | float) -> Tensor:
+        """Weighted share of draws at or below ``y``."""
+        values = self._tensor()
+        below = (values <= torch.as_tensor(y, device=values.device)).to(values.dtype)
+        return torch.tensordot(self.weights.to(values.dtype), below, dims=1)
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        """Log frequency of ``y`` (integers); draws of real numbers have no density."""
+        if not isinstance(self.values, Tensor) or self.values.is_floating_point():
+            raise CapabilityError(
+                "draws of real numbers have no density: expected an Analytic or Mixture predictive; "
+                "use cdf or quantile, or predict with a model that has a closed form"
+            )
+        equal = (self.values == y).to(self.weights.dtype)
+        return torch.tensordot(self.weights, equal, dims=1).log()
+
+    def sample(self, n: int, *, rng: Rng) -> Any:
+        """Draw ``n`` of the values with replacement."""
+        generator = stream(rng, "empirical")
+        weights = self.weights.cpu()
+        index = torch.multinomial(weights, n, replacement=True, generator=generator)
+        if isinstance(self.values, Tensor):
+            return self.values[index.to(self.values.device)]
+        return [self.values[i] for i in index.tolist()]
+
+
+def _sample_like(dist: Distribution) -> Tensor:
+    """A tensor with the dtype and device of the distribution's parameters."""
+    for name in dist.arg_constraints:
+        value = dist.__dict__.get(name, getattr(dist, name, None))
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value
+    return torch.zeros((), dtype=torch.get_default_dtype())
+
+
+def _log_prob(dist: Distribution, y: Any) -> Tensor:
+    like = _sample_like(dist)
+    value = torch.as_tensor(y, device=like.device)
+    if value.is_floating_point():
+        value = value.to(like.dtype)
+    return dist.log_prob(value)
+
+
+def predict_by_simulation(
+    model: Any,
+    post: Posterior,
+    x: Any,
+    *,
+    site: str | None,
+    groups: Mapping[str, Sequence[Any]] | None,
+    rng: Rng | None,
+    draws: int = 1000,
+) -> Empirical:
+    """Predict with any Generative model: simulate one data set per posterior draw.
+
+    Raises:
+        CapabilityError: The model cannot simulate, or ``site`` or ``groups`` were asked for.
+    """
+    if not callable(getattr(model, "simulate", None)):
+        raise CapabilityError(
+            f"predict needs simulate (or a predict of its own); {type(model).__name__} lacks it"
+        )
+    if site is not None or groups is not None:
+        what = "site=" if site is not None else "groups="
+        raise CapabilityError(f"{type(model).__name__}.predict has no {what}; leave it out")
+    root = seed_stream(rng)
+    values = post.sample(draws, rng=stream(root, "values"))
+    simulated = model.simulate(values, x, rng=stream(root, "noise"))
+    if isinstance(simulated, Mapping) and len(simulated) == 1:
+        simulated = next(iter(simulated.values()))
+    return Empirical(map_tensors(lambda t: t, simulated))
+
+
+def seed_stream(rng: Rng | None) -> torch.Generator:
+    """Return a generator for a prediction, asking for ``rng`` when there is none."""
+    return stream(require_rng(rng, "this prediction"), "predict")
