@@ -1,0 +1,197 @@
+"""One contender in a process of its own, driven by JSON lines.
+
+Started as ``python -m benchmarks.harness.worker THREADS MODULE [CONTENDER]``. Requests come on
+standard input, one reply each goes to what was standard output; anything the contender prints goes
+to standard error. Only the standard library is imported here: the interpreter may be a peer's.
+
+Requests (``do``) and replies:
+    prepare {workload, device, threads}   -> {versions, python, gpu}
+    fingerprint                           -> {fingerprint, cpu_s, wall_s}   (the first, cold run)
+    measure {loops}                       -> {cpu_s, wall_s}                (per loop)
+    memory                                -> {peak_mib}
+    evaluate {quick}                      -> {values, cpu_s, wall_s, versions, python}
+A reply ``{unavailable}`` gives the reason why it cannot run here, ``{error}`` a failure.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from benchmarks.harness.registry import load
+from benchmarks.harness.spec import Benchmark, Contender, Quality, Task, Unavailable
+
+__all__ = ["Worker", "clock", "keep_to", "serve"]
+
+_MIB_PER_RSS_UNIT = 1 / 1024 if sys.platform != "darwin" else 1 / 1024**2
+
+
+def _cpu_seconds() -> float:
+    """CPU time of this process, all threads, and of the children it has waited for."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def clock(
+    run: Callable[[], Any], loops: int, finish: Callable[[], None]
+) -> tuple[Any, float, float]:
+    """Run the work `loops` times.
+
+    Args:
+        run: The work.
+        loops: Number of runs.
+        finish: Waits until work that was only queued (on a GPU) is done.
+
+    Returns:
+        The last result, CPU seconds per run and wall seconds per run.
+    """
+    gc.collect()
+    finish()
+    cpu, wall = _cpu_seconds(), time.perf_counter()
+    result = None
+    for _ in range(loops):
+        result = None  # so that memory never holds two results
+        result = run()
+    finish()
+    return result, (_cpu_seconds() - cpu) / loops, (time.perf_counter() - wall) / loops
+
+
+def _versions(packages: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+class Worker:
+    """Answers the requests for one contender or one quality entry."""
+
+    def __init__(self, declared: Benchmark | Quality, contender: str | None) -> None:
+        """Keep the declaration.
+
+        Args:
+            declared: What the benchmark file declares.
+            contender: Name of the contender; None for a quality entry.
+        """
+        self.declared = declared
+        self.contender: Contender | None = None
+        if isinstance(declared, Benchmark):
+            self.contender = declared.contender(str(contender))
+        self.device = "cpu"
+        self.task: Task | None = None
+
+    def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the reply to one request; failures become replies too."""
+        actions = {
+            "prepare": self.prepare,
+            "fingerprint": self.fingerprint,
+            "measure": self.measure,
+            "memory": self.memory,
+            "evaluate": self.evaluate,
+        }
+        try:
+            return actions[request["do"]](request)
+        except Unavailable as reason:
+            return {"unavailable": str(reason)}
+        except ModuleNotFoundError as missing:
+            package = (missing.name or "").partition(".")[0]
+            kind = "error" if package in ("probkit", "benchmarks", "") else "unavailable"
+            return {kind: f"needs the module {missing.name or missing}"}
+        except Exception as error:  # the parent decides what a failure means
+            traceback.print_exc(file=sys.stderr)
+            text = (str(error).strip().splitlines() or [""])[0]
+            return {"error": f"{type(error).__name__}: {text}"}
+
+    def prepare(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Build the inputs of one workload."""
+        assert self.contender is not None
+        self.device = request["device"]
+        self.task = self.contender.prepare(request["workload"], self.device)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(request["threads"])
+        return {
+            "versions": _versions(self.contender.packages),
+            "python": platform.python_version(),
+            "gpu": sys.modules["torch"].cuda.get_device_name() if self.device == "cuda" else None,
+        }
+
+    def fingerprint(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Run once, cold, and return a few numbers of the result."""
+        assert self.task is not None
+        result, cpu, wall = clock(self.task.run, 1, self.synchronize)
+        numbers = {
+            key: [float(v) for v in row] for key, row in self.task.fingerprint(result).items()
+        }
+        return {"fingerprint": numbers, "cpu_s": cpu, "wall_s": wall}
+
+    def measure(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Time the work."""
+        assert self.task is not None
+        _, cpu, wall = clock(self.task.run, request["loops"], self.synchronize)
+        return {"cpu_s": cpu, "wall_s": wall}
+
+    def memory(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the largest memory so far: of the GPU, or of this process and its children."""
+        if self.device == "cuda":
+            return {"peak_mib": sys.modules["torch"].cuda.max_memory_allocated() / 1024**2}
+        peaks = (resource.getrusage(who).ru_maxrss for who in _PROCESSES)
+        return {"peak_mib": max(peaks) * _MIB_PER_RSS_UNIT}
+
+    def evaluate(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Compute the values of a quality entry."""
+        assert isinstance(self.declared, Quality)
+        declared = self.declared
+        values, cpu, wall = clock(lambda: declared.evaluate(request["quick"]), 1, self.synchronize)
+        return {
+            "values": [{**dataclasses.asdict(v), "met": v.met} for v in values],
+            "cpu_s": cpu,
+            "wall_s": wall,
+            "versions": _versions(declared.packages),
+            "python": platform.python_version(),
+        }
+
+    def synchronize(self) -> None:
+        """Wait for the GPU; nothing to do on the CPU."""
+        if self.device == "cuda":
+            sys.modules["torch"].cuda.synchronize()
+
+
+_PROCESSES = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+
+
+def keep_to(threads: int) -> None:
+    """Bind this process to as many processors as it may use threads, where the system can.
+
+    Thread counts in the environment do not reach every library; XLA sizes its pool by this.
+    """
+    if hasattr(os, "sched_setaffinity"):
+        processors = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, processors[-threads:])
+
+
+def serve(threads: int, module: str, contender: str | None) -> None:
+    """Answer requests until standard input closes."""
+    keep_to(threads)
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    worker = Worker(load(module), contender)
+    for line in sys.stdin:
+        replies.write(json.dumps(worker.answer(json.loads(line))) + "\n")
+        replies.flush()
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]), sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else None)

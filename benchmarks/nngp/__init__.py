@@ -1,0 +1,1 @@
+"""Scale mixtures of neural network Gaussian processes, beside their peers."""
