@@ -1,0 +1,383 @@
+"""Pictures of posteriors and predictions in one quiet style.
+
+Every function draws on a matplotlib ``Axes`` and returns it. Figures are made by :func:`figure`,
+without pyplot, so that no global back end or figure list is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from probkit.errors import DataError, ShapeError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "PALETTE",
+    "band_plot",
+    "calibration_plot",
+    "coverage",
+    "density_plot",
+    "figure",
+    "interval_plot",
+    "style",
+    "trace_plot",
+]
+
+#: Eight colours that stay apart for colour-blind readers (Okabe and Ito, 2008), darkest uses first.
+PALETTE = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#5F5F5F",
+    "#F0E442",
+)
+
+_RC: Mapping[str, Any] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": "#8a8a8a",
+    "axes.grid": True,
+    "axes.labelcolor": "#333333",
+    "axes.linewidth": 0.8,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "semibold",
+    "figure.dpi": 110,
+    "figure.facecolor": "white",
+    "font.size": 9.5,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.6,
+    "patch.linewidth": 0.0,
+    "savefig.dpi": 150,
+    "text.color": "#222222",
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Use probkit's matplotlib style inside the block; the settings are as before afterwards."""
+    import matplotlib
+    from cycler import cycler
+
+    with matplotlib.rc_context({**_RC, "axes.prop_cycle": cycler(color=PALETTE)}):
+        yield
+
+
+def figure(
+    rows: int = 1, columns: int = 1, *, size: tuple[float, float] | None = None, **options: Any
+) -> tuple[Figure, NDArray[np.object_]]:
+    """Make a figure with a grid of axes, in probkit's style and without pyplot.
+
+    Args:
+        rows: Number of rows of axes.
+        columns: Number of columns of axes.
+        size: Width and height in inches; by default 4.2 x 3 for each pair of axes.
+        options: Passed on to ``Figure.subplots`` (``sharex=True`` and the like).
+
+    Returns:
+        The figure, and its axes as an array ``[rows, columns]``.
+
+    Example:
+        >>> fig, axes = figure(1, 2, sharey=True)
+        >>> axes.shape
+        (1, 2)
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with style():
+        made = Figure(figsize=size or (4.2 * columns, 3.0 * rows), layout="constrained")
+        FigureCanvasAgg(made)
+        axes = made.subplots(rows, columns, squeeze=False, **options)
+    return made, axes
+
+
+def interval_plot(
+    ax: Axes,
+    labels: Sequence[str],
+    centre: ArrayLike,
+    low: ArrayLike,
+    high: ArrayLike,
+    *,
+    inner: tuple[ArrayLike, ArrayLike] | None = None,
+    colour: str = PALETTE[0],
+    label: str | None = None,
+    offset: float = 0.0,
+) -> Axes:
+    """Draw one horizontal interval a row: a dot, a thin line, and a thick inner line if given.
+
+    Args:
+        ax: Where to draw.
+        labels: Names of the rows, top to bottom, ``[row]``.
+        centre: Dots ``[row]``.
+        low: Lower ends ``[row]``.
+        high: Upper ends ``[row]``.
+        inner: Lower and upper ends of the thick lines, each ``[row]``.
+        colour: Colour of the intervals.
+        label: Name in the legend.
+        offset: Vertical shift of the intervals, to set several side by side.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ShapeError: The arrays are not all ``[row]``.
+
+    Example:
+        >>> fig, axes = figure()
+        >>> ax = interval_plot(axes[0, 0], ["a", "b"], [0.0, 1.0], [-1.0, 0.5], [1.0, 1.5])
+        >>> [text.get_text() for text in ax.get_yticklabels()]
+        ['a', 'b']
+    """
+    rows = len(labels)
+    middle, lower, upper = (_vector(v, rows, "row") for v in (centre, low, high))
+    y = np.arange(rows) + offset
+    ax.hlines(y, lower, upper, color=colour, linewidth=1.2, alpha=0.9)
+    if inner is not None:
+        ax.hlines(y, *(_vector(v, rows, "row") for v in inner), color=colour, linewidth=3.4)
+    ax.plot(middle, y, "o", color=colour, markersize=4.5, markeredgecolor="white", label=label)
+    ax.set_yticks(np.arange(rows), list(labels))
+    ax.set_ylim(rows - 0.5, -0.5)
+    ax.grid(visible=False, axis="y")
+    return ax
+
+
+def coverage(pit: ArrayLike, levels: ArrayLike) -> NDArray[np.float64]:
+    """Share of observations inside the central intervals of each nominal level.
+
+    An observation lies inside the central interval of level ``c`` when its probability integral
+    transform ``u = F(y)`` satisfies ``|u - 1/2| <= c / 2``.
+
+    Args:
+        pit: Probability integral transforms ``[obs]``, between 0 and 1.
+        levels: Nominal levels ``[level]``, between 0 and 1.
+
+    Returns:
+        Empirical coverage ``[level]``.
+
+    Raises:
+        DataError: A value lies outside [0, 1] or there is none.
+
+    Example:
+        >>> coverage([0.05, 0.5, 0.8], [0.5, 0.8]).round(3).tolist()
+        [0.333, 0.667]
+    """
+    u = _unit_interval(pit, "pit")
+    c = _unit_interval(levels, "levels")
+    # the tolerance keeps an observation that sits exactly on the edge inside it
+    inside = np.abs(u[None, :] - 0.5) <= c[:, None] / 2 + 1e-12
+    return inside.mean(axis=1)
+
+
+def calibration_plot(
+    ax: Axes,
+    pits: Mapping[str, ArrayLike],
+    *,
+    levels: ArrayLike | None = None,
+    band: float = 0.95,
+) -> Axes:
+    """Draw empirical against nominal coverage of central intervals, one line a model.
+
+    A calibrated model follows the diagonal. The grey band holds each point of a calibrated model
+    of independent observations with probability ``band`` (binomial quantiles for the smallest
+    number of observations among the models).
+
+    Args:
+        ax: Where to draw.
+        pits: Probability integral transforms ``[obs]`` of each model, by name.
+        levels: Nominal levels ``[level]``; 19 between 0.05 and 0.95 by default.
+        band: Pointwise probability of the grey band.
+
+    Returns:
+        The axes.
+
+    Raises:
+        DataError: ``pits`` is empty, or a value lies outside [0, 1].
+
+    Example:
+        >>> fig, axes = figure()
+        >>> u = (np.arange(100) + 0.5) / 100
+        >>> calibration_plot(axes[0, 0], {"exact": u}).get_xlabel()
+        'nominal coverage'
+    """
+    from scipy.stats import binom
+
+    if not pits:
+        raise DataError("expected at least one model's pit values [obs], got none")
+    grid = _unit_interval(np.linspace(0.05, 0.95, 19) if levels is None else levels, "levels")
+    curves = {name: coverage(u, grid) for name, u in pits.items()}
+    count = min(np.size(u) for u in pits.values())
+    low, high = (binom.ppf(q, count, grid) / count for q in (0.5 - band / 2, 0.5 + band / 2))
+    ax.fill_between(grid, low, high, color="#d9d9d9", alpha=0.6, label=f"{band:.0%} if calibrated")
+    ax.plot([0, 1], [0, 1], color="#8a8a8a", linewidth=0.9, linestyle="--")
+    for (name, curve), colour in zip(curves.items(), _colours(len(curves)), strict=True):
+        ax.plot(grid, curve, color=colour, marker="o", markersize=2.5, label=name)
+    ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="nominal coverage", ylabel="empirical coverage")
+    ax.set_aspect("equal")
+    ax.legend(loc="upper left")
+    return ax
+
+
+def density_plot(
+    ax: Axes,
+    draws: Mapping[str, ArrayLike],
+    *,
+    points: int = 256,
+    log_density: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
+) -> Axes:
+    """Compare one-dimensional densities: kernel estimates of draws, and exact ones as dashes.
+
+    Args:
+        ax: Where to draw.
+        draws: Draws of each density, by name; flattened to ``[draw]``.
+        points: Number of points of each curve.
+        log_density: Exact log densities by name, each a pair ``(x [point], log p(x) [point])``.
+
+    Returns:
+        The axes.
+
+    Raises:
+        DataError: A set of draws is constant, not finite or has fewer than two values.
+
+    Example:
+        >>> fig, axes = figure()
+        >>> draws = np.random.default_rng(0).normal(size=500)
+        >>> len(density_plot(axes[0, 0], {"draws": draws}).lines)
+        1
+    """
+    from scipy.stats import gaussian_kde
+
+    exact = log_density or {}
+    colours = _colours(len(draws) + len(exact))
+    for (name, values), colour in zip(draws.items(), colours, strict=False):
+        x = np.asarray(values, dtype=float).ravel()
+        if x.size < 2 or not np.isfinite(x).all() or np.ptp(x) == 0:
+            raise DataError(
+                f"expected at least two different finite draws of {name!r} [draw], "
+                f"got {x.size} with range {np.ptp(x) if x.size else 0}"
+            )
+        spread = 0.15 * np.ptp(x)
+        grid = np.linspace(x.min() - spread, x.max() + spread, points)
+        curve = gaussian_kde(x)(grid)
+        ax.plot(grid, curve, color=colour, label=name)
+        ax.fill_between(grid, curve, color=colour, alpha=0.12)
+    for (name, (x, log_p)), colour in zip(exact.items(), colours[len(draws) :], strict=True):
+        ax.plot(x, np.exp(np.asarray(log_p)), color=colour, linestyle="--", label=name)
+    ax.set_ylim(bottom=0)
+    ax.set_ylabel("density")
+    ax.legend()
+    return ax
+
+
+def band_plot(
+    ax: Axes,
+    x: ArrayLike,
+    mean: ArrayLike,
+    bands: Sequence[tuple[ArrayLike, ArrayLike]],
+    *,
+    colour: str = PALETTE[0],
+    label: str | None = None,
+) -> Axes:
+    """Draw a prediction along one input: a line, and nested shaded bands.
+
+    Args:
+        ax: Where to draw.
+        x: Inputs ``[point]``, in any order.
+        mean: Centre line ``[point]``.
+        bands: Pairs of lower and upper edges, each ``[point]``, widest first or last.
+        colour: Colour of line and bands.
+        label: Name in the legend.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ShapeError: The arrays are not all ``[point]``.
+
+    Example:
+        >>> fig, axes = figure()
+        >>> x = np.linspace(0, 1, 5)
+        >>> ax = band_plot(axes[0, 0], x, x, [(x - 1, x + 1), (x - 2, x + 2)])
+        >>> len(ax.collections)
+        2
+    """
+    inputs = np.asarray(x, dtype=float).ravel()
+    order = np.argsort(inputs, kind="stable")
+    centre = _vector(mean, inputs.size, "point")
+    for low, high in bands:
+        lower, upper = (_vector(v, inputs.size, "point") for v in (low, high))
+        ax.fill_between(inputs[order], lower[order], upper[order], color=colour, alpha=0.16)
+    ax.plot(inputs[order], centre[order], color=colour, label=label)
+    return ax
+
+
+def trace_plot(ax: Axes, draws: ArrayLike, *, label: str | None = None) -> Axes:
+    """Draw the draws of one scalar in order, one line a chain.
+
+    Args:
+        ax: Where to draw.
+        draws: Draws ``[chain, draw]``.
+        label: Name on the vertical axis.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ShapeError: ``draws`` is not ``[chain, draw]``.
+
+    Example:
+        >>> fig, axes = figure()
+        >>> len(trace_plot(axes[0, 0], np.zeros((3, 10)), label="mu").lines)
+        3
+    """
+    values = np.asarray(draws, dtype=float)
+    if values.ndim != 2:
+        raise ShapeError(f"expected draws [chain, draw], got {list(values.shape)}")
+    for chain, colour in zip(values, _colours(len(values)), strict=True):
+        ax.plot(chain, color=colour, linewidth=0.7, alpha=0.85)
+    ax.set_xlabel("draw")
+    if label is not None:
+        ax.set_ylabel(label)
+    return ax
+
+
+def _colours(count: int) -> list[str]:
+    return [PALETTE[i % len(PALETTE)] for i in range(count)]
+
+
+def _vector(values: ArrayLike, length: int, dim: str) -> NDArray[np.float64]:
+    array = np.asarray(values, dtype=np.float64)
+    if array.shape != (length,):
+        raise ShapeError(f"expected [{dim}] = [{length}], got {list(array.shape)}")
+    return array
+
+
+def _unit_interval(values: ArrayLike, name: str) -> NDArray[np.float64]:
+    array = np.asarray(values, dtype=np.float64).ravel()
+    if array.size == 0 or not ((array >= 0) & (array <= 1)).all():
+        raise DataError(f"expected {name} between 0 and 1, at least one; got {array.size} values, "
+                        f"range {_range(array)}")
+    return array
+
+
+def _range(array: NDArray[np.float64]) -> str:
+    return f"{array.min():.4g} to {array.max():.4g}" if array.size else "empty"
