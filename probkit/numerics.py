@@ -188,7 +188,7 @@ def available_memory(device: torch.device | str = "cpu") -> int:
 
 def _system_memory() -> int:
     try:
-        import psutil
+        import psutil  # type: ignore[import-untyped, unused-ignore]
 
         return int(psutil.virtual_memory().available)
     except ImportError:
