@@ -56,7 +56,13 @@ def constructor_arguments(dist: Distribution) -> dict[str, Tensor]:
 
 def _full(dist: Distribution, name: str, value: Tensor) -> Tensor:
     """Expand a parameter that is stored without all batch dims."""
-    own = getattr(dist.arg_constraints[name], "event_dim", 0)
+    try:
+        own = dist.arg_constraints[name].event_dim
+    except NotImplementedError as error:
+        raise CapabilityError(
+            f"{type(dist).__name__}.{name} has a shape that depends on other arguments; use a law "
+            "whose constraints state theirs"
+        ) from error
     return value.expand(dist.batch_shape + value.shape[value.ndim - own :])
 
 
