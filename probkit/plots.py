@@ -43,7 +43,7 @@ PALETTE = (
     "#F0E442",
 )
 
-_RC: Mapping[str, Any] = {
+_RC: dict[Any, Any] = {  # the keys are literals in matplotlib's annotations
     "axes.axisbelow": True,
     "axes.edgecolor": "#8a8a8a",
     "axes.grid": True,
@@ -153,7 +153,8 @@ def interval_plot(
     y = np.arange(rows) + offset
     ax.hlines(y, lower, upper, color=colour, linewidth=1.2, alpha=0.9)
     if inner is not None:
-        ax.hlines(y, *(_vector(v, rows, "row") for v in inner), color=colour, linewidth=3.4)
+        thick_lower, thick_upper = (_vector(v, rows, "row") for v in inner)
+        ax.hlines(y, thick_lower, thick_upper, color=colour, linewidth=3.4)
     ax.plot(middle, y, "o", color=colour, markersize=4.5, markeredgecolor="white", label=label)
     ax.set_yticks(np.arange(rows), list(labels))
     ax.set_ylim(rows - 0.5, -0.5)
@@ -280,8 +281,8 @@ def density_plot(
         curve = gaussian_kde(x)(grid)
         ax.plot(grid, curve, color=colour, label=name)
         ax.fill_between(grid, curve, color=colour, alpha=0.12)
-    for (name, (x, log_p)), colour in zip(exact.items(), colours[len(draws) :], strict=True):
-        ax.plot(x, np.exp(np.asarray(log_p)), color=colour, linestyle="--", label=name)
+    for (name, (at, log_p)), colour in zip(exact.items(), colours[len(draws) :], strict=True):
+        ax.plot(np.asarray(at), np.exp(np.asarray(log_p)), color=colour, linestyle="--", label=name)
     ax.set_ylim(bottom=0)
     ax.set_ylabel("density")
     ax.legend()
@@ -374,8 +375,10 @@ def _vector(values: ArrayLike, length: int, dim: str) -> NDArray[np.float64]:
 def _unit_interval(values: ArrayLike, name: str) -> NDArray[np.float64]:
     array = np.asarray(values, dtype=np.float64).ravel()
     if array.size == 0 or not ((array >= 0) & (array <= 1)).all():
-        raise DataError(f"expected {name} between 0 and 1, at least one; got {array.size} values, "
-                        f"range {_range(array)}")
+        raise DataError(
+            f"expected {name} between 0 and 1, at least one; got {array.size} values, "
+            f"range {_range(array)}"
+        )
     return array
 
 

@@ -164,5 +164,7 @@ class DemoContext:
     def _path(self, name: str, ending: str) -> Path:
         path = self.out / f"{self.prefix}-{slug(name)}{ending}"
         if any(path == getattr(block, "path", None) for block in self.blocks):
-            raise DataError(f"expected a name of its own for each file of a view, got {name!r} twice")
+            raise DataError(
+                f"expected a name of its own for each file of a view, got {name!r} twice"
+            )
         return path

@@ -85,7 +85,7 @@ def test_report_holds_what_the_view_showed(registry, tmp_path):
     assert "short form" in page and "seed 3" in page
     assert f"<td>{__version__}</td>" in page
     # pictures travel inside the page, and lie beside it
-    assert "data:image/png;base64," in page and "src=\"toy" not in page
+    assert "data:image/png;base64," in page and 'src="toy' not in page
     assert (tmp_path / "toy-a-conjugate-mean-density.png").read_bytes()[:4] == b"\x89PNG"
 
 
