@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import time
-from collections.abc import Callable
 
 import pytest
 
-from benchmarks.harness.client import ContenderFailed, WorkerProcess
+from benchmarks.harness.client import ContenderFailed, WorkerProcess, _environment
 from benchmarks.harness.registry import entries, load, select
 from benchmarks.harness.results import Pair, TimingResult
 from benchmarks.harness.runner import run_benchmark
@@ -108,8 +109,6 @@ def test_a_worker_that_does_not_answer_is_killed() -> None:
 
 
 def test_cpu_time_holds_the_children() -> None:
-    import subprocess
-
     code = "import time; t = time.process_time()\nwhile time.process_time() < t + 0.2: pass"
     _, cpu, wall = clock(lambda: subprocess.run([sys.executable, "-c", code]), 1, lambda: None)
     assert 0.2 <= cpu and 0.2 <= wall
@@ -145,8 +144,6 @@ def test_registry_names_and_loads_every_entry() -> None:
 
 
 def test_benchmark_files_need_only_the_standard_library_to_be_read() -> None:
-    import subprocess
-
     code = (
         "import sys; from benchmarks.harness.registry import entries, load\n"
         "[load(name) for name in entries()]\n"
@@ -165,22 +162,29 @@ def test_select_takes_families_and_entries() -> None:
         select(["nng"], known)
 
 
-def test_threads_are_bounded_in_the_worker(worker_threads: Callable[[], int]) -> None:
-    assert worker_threads() == 1
+def test_times_are_per_run() -> None:
+    def busy() -> None:
+        end = time.process_time() + 0.05
+        while time.process_time() < end:
+            pass
+
+    _, cpu, wall = clock(busy, 4, lambda: None)
+    assert 0.05 <= cpu < 0.1 and 0.05 <= wall
 
 
-@pytest.fixture
-def worker_threads() -> Callable[[], int]:
-    def count() -> int:
-        import subprocess
+def _printed(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=_environment(1)
+    )
+    return done.stdout.strip()
 
-        code = (
-            "from benchmarks.harness.client import _environment; import os, subprocess, sys\n"
-            "from benchmarks.harness.worker import keep_to; keep_to(1)\n"
-            "child = [sys.executable, '-c', 'import torch; print(torch.get_num_threads())']\n"
-            "print(subprocess.run(child, env=_environment(1), capture_output=True).stdout.decode())"
-        )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        return int(done.stdout)
 
-    return count
+def test_numeric_libraries_get_one_thread() -> None:
+    assert _printed("import torch; print(torch.get_num_threads())") == "1"
+    assert _printed("import os; print(os.environ['OPENBLAS_NUM_THREADS'])") == "1"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no processor affinity here")
+def test_a_worker_is_bound_to_as_many_processors_as_threads() -> None:
+    code = "import os; from benchmarks.harness.worker import keep_to; keep_to(1)\n"
+    assert _printed(code + "print(len(os.sched_getaffinity(0)))") == "1"

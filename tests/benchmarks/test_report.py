@@ -110,6 +110,18 @@ def test_run_command_refuses_an_unknown_name() -> None:
     assert done.exit_code == 2 and "no benchmark is called" in done.output
 
 
+def test_run_command_stores_the_result_and_fails_on_disagreement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "tests.benchmarks.sums"  # a benchmark outside the package, so not on the list
+    monkeypatch.setattr("benchmarks.__main__.select", lambda words: [name])
+    done = CliRunner().invoke(app, ["run", "--quick", "--results", str(tmp_path)])
+    (result,) = load_all(tmp_path)
+    assert done.exit_code == 1 and isinstance(result, TimingResult) and result.quick
+    assert "torch / wrong: results disagree" in done.output
+    assert any(f"torch / numpy: {p.median:.3g} [" in done.output for p in result.pairs[:1])
+
+
 def test_committed_page_is_what_the_committed_results_generate() -> None:
     committed = (_ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
     assert committed == page(load_all(RESULTS)), "run: python -m benchmarks report"
