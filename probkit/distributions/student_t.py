@@ -34,7 +34,7 @@ def spread_factor(df: Tensor) -> Tensor:
             NumericsWarning,
             stacklevel=4,
         )
-    return torch.where(df > 2, df / (df - 2).clamp_min(torch.finfo(df.dtype).tiny), torch.inf)
+    return torch.where(df > 2, df / torch.where(df > 2, df - 2, 1.0), torch.inf)
 
 
 def student_log_prob(df: Tensor, n: int, squared_distance: Tensor, half_log_det: Tensor) -> Tensor:
