@@ -169,13 +169,15 @@ def fitting_samplers(model: Any) -> list[str]:
     """Name the samplers of probkit.inference whose needs ``model`` meets, at default options."""
     from probkit import inference
 
-    names = []
-    for name in inference.__all__:
-        cls = getattr(inference, name)
-        needs = getattr(cls, "needs", None)
-        if isinstance(cls, type) and isinstance(needs, tuple) and not lacks(model, needs):
-            names.append(name)
-    return names
+    return [name for name, sampler in _samplers(inference).items() if not lacks(model, sampler.needs)]
+
+
+def _samplers(package: Any) -> dict[str, Sampler]:
+    """The sampler classes of a package at their default options."""
+    classes = {name: getattr(package, name) for name in package.__all__}
+    return {
+        name: cls() for name, cls in classes.items() if isinstance(cls, type) and hasattr(cls, "step")
+    }
 
 
 def default_sampler(model: Any) -> Sampler:
@@ -186,11 +188,10 @@ def default_sampler(model: Any) -> Sampler:
     """
     from probkit import inference
 
+    samplers = _samplers(inference)
     for name in ("Direct", "EM", "NUTS", "SVI"):
-        cls = getattr(inference, name, None)
-        if cls is not None and not lacks(model, cls.needs):
-            sampler: Sampler = cls()
-            return sampler
+        if name in samplers and not lacks(model, samplers[name].needs):
+            return samplers[name]
     fitting = ", ".join(fitting_samplers(model)) or "none in probkit.inference"
     raise CapabilityError(
         f"{type(model).__name__} has no default sampler; samplers that fit: {fitting}"

@@ -1,0 +1,165 @@
+"""Exact posteriors: condition in closed form (or by one forward pass of an amortised network)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from probkit.errors import CapabilityError, DataError
+from probkit.files import storable
+from probkit.guide import Guide
+from probkit.marginal import Marginal
+from probkit.model import Batch, Values
+from probkit.posterior import Posterior, make_posterior
+from probkit.sampler import Problem, Sampler, Step, check_fit
+from probkit.sources import Closed, Draws
+from probkit.tree import Tree
+
+__all__ = ["Direct"]
+
+
+@storable
+@dataclass(frozen=True)
+class Direct(Sampler):
+    """Condition a model in closed form.
+
+    Args:
+        hyper: How hyper-parameters are found. None keeps the values that the model holds; a
+            mapping fixes them; a sampler (``MAP()``, ``NUTS()``, ...) infers them on
+            ``Marginal(model)``, its draws giving a mixture of closed forms.
+
+    Raises:
+        CapabilityError: ``hyper`` is a sampler and the model has no closed-form evidence.
+
+    Example:
+        >>> from probkit import infer
+        >>> from probkit.inference import MAP
+        >>> from probkit.kernels import NNGPKernel
+        >>> from probkit.models import ScaleMixtureNNGP
+        >>> import torch
+        >>> x = torch.linspace(-1, 1, 8, dtype=torch.float64)[:, None]
+        >>> post = infer(
+        ...     ScaleMixtureNNGP(NNGPKernel()), (x, x[:, 0].sin()), Direct(hyper=MAP()), rng=0
+        ... )
+        >>> post.is_point_estimate
+        False
+    """
+
+    hyper: Any = None
+    accepts_guide = True
+
+    def __post_init__(self) -> None:
+        if not (self.hyper is None or isinstance(self.hyper, dict) or self._nested is not None):
+            raise DataError(
+                f"Direct: expected hyper=None, a mapping of values or a sampler, got {self.hyper!r}"
+            )
+
+    @property
+    def _nested(self) -> Sampler | None:
+        """The sampler of the hyper-parameters, if there is one."""
+        return self.hyper if callable(getattr(self.hyper, "step", None)) else None
+
+    @property
+    def needs(self) -> tuple[str, ...]:  # type: ignore[override]
+        """``condition``, and the evidence where hyper-parameters are inferred."""
+        if self._nested is not None:
+            return ("condition", "hyper_sites", "log_hyperprior", "log_evidence")
+        return ("condition",)
+
+    @property
+    def block(self) -> int | None:
+        """As the hyper-parameter sampler has it; one state for all chains without one."""
+        return None if self._nested is None else self._nested.block
+
+    def total(self) -> int | None:
+        """Steps of the hyper-parameter sampler; one without it."""
+        return 1 if self._nested is None else self._nested.total()
+
+    def init(self, problem: Problem, *, rngs: Any) -> Tree:
+        """Start the hyper-parameter sampler."""
+        if self._nested is None:
+            return {"chains": len(rngs)}
+        inner = _marginal_problem(problem)
+        check_fit(inner.model, self._nested, None)
+        return self._nested.init(inner, rngs=rngs)
+
+    def step(self, problem: Problem, state: Tree, *, rngs: Any) -> Step:
+        """Advance the hyper-parameter sampler."""
+        if self._nested is None:
+            return Step(state, done=True)
+        return self._nested.step(_marginal_problem(problem), state, rngs=rngs)
+
+    def can_finish(self, state: Tree, kept: Tree) -> bool:
+        """As the hyper-parameter sampler says."""
+        return self._nested is not None and self._nested.can_finish(state, kept)
+
+    def finish(self, problem: Problem, state: Tree, kept: Tree, *, rngs: Any) -> Posterior:
+        """Condition, or return the posterior of the hyper-parameters of this block of chains."""
+        if self._nested is not None:
+            return self._nested.finish(_marginal_problem(problem), state, kept, rngs=rngs)
+        if problem.guide is not None:
+            return _amortised(problem, problem.guide, rngs)
+        posterior = problem.model.condition(problem.data, self.hyper)
+        return _with_chains(problem, posterior, state["chains"])
+
+    def conclude(self, problem: Problem, posterior: Posterior) -> Posterior:
+        """Condition the full model on the hyper-parameter draws of all chains."""
+        if self._nested is None:
+            return posterior
+        source = posterior.source
+        if not isinstance(source, Draws):
+            raise CapabilityError(
+                f"Direct(hyper={type(self._nested).__name__}()) needs a sampler that returns draws"
+            )
+        return condition_on_draws(problem, posterior, source)
+
+
+def _marginal_problem(problem: Problem) -> Problem:
+    return replace(problem, model=Marginal(problem.model), guide=None)
+
+
+def _with_chains(problem: Problem, posterior: Posterior, chains: int) -> Posterior:
+    """Repeat the one closed form for every chain that was asked for."""
+    source, evidence = posterior.source, posterior.log_evidence
+    if isinstance(source, Closed):
+        source = replace(source, repeats=chains)
+    if evidence is not None and len(evidence.value) == 1:
+        evidence = replace(evidence, value=evidence.value.expand(chains).clone())
+    context = replace(posterior.context, coords={**posterior.context.coords, **problem.coords})
+    return replace(posterior, source=source, log_evidence=evidence, context=context)
+
+
+def _amortised(problem: Problem, guide: Guide, rngs: Any) -> Posterior:
+    """The posterior of an amortised guide: its parameters are trained, nothing is fitted."""
+    from probkit.sources import Fitted
+
+    params = guide.init(problem.model, problem.data, rng=rngs[0])
+    source = Fitted(guide, [params for _ in rngs])
+    marginals = source.marginals(problem.model, Batch(problem.data))
+    return make_posterior(problem, source, marginals=marginals)
+
+
+def condition_on_draws(problem: Problem, hyper: Posterior, draws: Draws) -> Posterior:
+    """Condition on hyper-parameter draws; a single draw keeps the closed form unmixed."""
+    single = draws.shape == (1, 1)
+    values: Values = {
+        name: value[0, 0] if single else value for name, value in draws.values.items()
+    }
+    posterior: Posterior = problem.model.condition(problem.data, values)
+    source = posterior.source
+    if isinstance(source, Closed):
+        source = replace(source, hyper=dict(draws.values), log_weights=draws.log_weights)
+    dims = {**posterior.context.dims, **hyper.context.dims}
+    coords = {**posterior.context.coords, **problem.coords}
+    evidence = posterior.log_evidence
+    if evidence is not None and not single:
+        evidence = None  # The evidence given each draw is no evidence of the whole model.
+    return replace(
+        posterior,
+        source=source,
+        context=replace(posterior.context, dims=dims, coords=coords),
+        marginals={} if not single else posterior.marginals,
+        log_evidence=evidence,
+        sample_stats=hyper.sample_stats,
+        attrs={**posterior.attrs, "hyper": hyper.attrs.get("algorithm", "")},
+    )

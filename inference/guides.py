@@ -1,0 +1,310 @@
+"""Gaussian guides in the unconstrained space: mean field, low rank, full rank."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, LogNormal, Normal, TransformedDistribution
+from torch.distributions import biject_to, constraints
+
+from probkit.density import initial_values
+from probkit.errors import DataError
+from probkit.files import storable
+from probkit.guide import Guide, LogQ, Params
+from probkit.model import Batch, Site, Values
+from probkit.rng import Rng, stream
+from probkit.unconstrained import Unconstrained
+
+__all__ = ["Fixed", "FullRank", "LowRank", "MeanField"]
+
+_LOG_2PI = math.log(2 * math.pi)
+
+
+def _check_scale(name: str, scale: float) -> None:
+    if not 0 < scale < math.inf:
+        raise DataError(f"{name}: expected init_scale > 0, got {scale}")
+
+
+def _split(sites: Mapping[str, Site]) -> tuple[dict[str, Site], dict[str, Site]]:
+    """Separate global sites from those local to a minibatched plate."""
+    local = {name: site for name, site in sites.items() if site.plate is not None}
+    return {name: site for name, site in sites.items() if name not in local}, local
+
+
+def _centre(model: Any, data: Any, sites: Mapping[str, Site], rng: Rng) -> dict[str, Tensor]:
+    """Start the unconstrained location of each site near zero, [*free site]."""
+    device_rng = stream(rng, "guide")
+    start = initial_values(model, data, sites, 1, rng=device_rng)
+    return {
+        name: 0.1 * biject_to(site.support).inv(start[name][0]) for name, site in sites.items()
+    }
+
+
+def _standard_normal(like: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    return torch.randn(n, *like.shape, generator=generator, dtype=like.dtype, device=generator.device)
+
+
+def _log_standard_normal(noise: Tensor) -> Tensor:
+    """Log density [n] of noise [n, *]."""
+    return -0.5 * (noise.square() + _LOG_2PI).reshape(noise.shape[0], -1).sum(1)
+
+
+def _constrain(site: Site, free: Tensor) -> tuple[Tensor, Tensor]:
+    """Map [n, *free site] to values [n, *site] and the log Jacobian [n]."""
+    transform = biject_to(site.support)
+    value: Tensor = transform(free)
+    log_det: Tensor = transform.log_abs_det_jacobian(free, value)
+    return value, log_det.reshape(log_det.shape[0], -1).sum(1)
+
+
+def _draw_mean_field(
+    sites: Mapping[str, Site], params: Params, n: int, index: Tensor | None, rng: torch.Generator
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Draw sites independently; local parameters are taken at ``index``."""
+    values: dict[str, Tensor] = {}
+    log_q: Tensor | None = None
+    for name, site in sites.items():
+        loc, log_scale = params[name]["loc"], params[name]["log_scale"]
+        if site.plate is not None and index is not None:
+            loc, log_scale = loc[index], log_scale[index]
+        noise = _standard_normal(loc, n, rng)
+        values[name], log_det = _constrain(site, loc + log_scale.exp() * noise)
+        term = _log_standard_normal(noise) - log_scale.sum() - log_det
+        log_q = term if log_q is None else log_q + term
+    return values, torch.zeros(n, dtype=torch.float64) if log_q is None else log_q
+
+
+def _mean_field_params(centre: Mapping[str, Tensor], scale: float) -> dict[str, Any]:
+    return {
+        name: {"loc": loc, "log_scale": torch.full_like(loc, math.log(scale))}
+        for name, loc in centre.items()
+    }
+
+
+def _marginal(site: Site, loc: Tensor, scale: Tensor) -> Distribution:
+    """The law of one site under a Gaussian in the unconstrained space."""
+    transform = biject_to(site.support)
+    if site.support is constraints.real:
+        return Normal(loc, scale)
+    if getattr(site.support, "lower_bound", None) == 0 and not hasattr(site.support, "upper_bound"):
+        return LogNormal(loc, scale)  # The bijection to (0, inf) is exp.
+    event = transform.domain.event_dim
+    base: Distribution = Normal(loc, scale)
+    return TransformedDistribution(Independent(base, event) if event else base, [transform])
+
+
+@storable
+@dataclass(frozen=True)
+class MeanField(Guide):
+    """Independent normals in the unconstrained space of every site.
+
+    Args:
+        init_scale: Standard deviation to start from.
+
+    Example:
+        >>> MeanField(init_scale=0.05)
+        MeanField(init_scale=0.05)
+    """
+
+    init_scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_scale("MeanField", self.init_scale)
+
+    def init(self, model: Any, data: Any, *, rng: Rng) -> Params:
+        """Return {site: {"loc", "log_scale"}}."""
+        return _mean_field_params(_centre(model, data, model.sites(data), rng), self.init_scale)
+
+    def sample(
+        self, params: Params, model: Any, batch: Batch, n: int, *, rng: Rng
+    ) -> tuple[Values, LogQ]:
+        """Draw all sites."""
+        generator = stream(rng, "draw") if isinstance(rng, int) else rng
+        shared, local = _split(model.sites(batch.data))
+        values, log_global = _draw_mean_field(shared, params, n, None, generator)
+        more, log_local = _draw_mean_field(local, params, n, batch.index, generator)
+        log_local = log_local.to(log_global) if not local else log_local
+        return {**values, **more}, LogQ(log_global, log_local)
+
+    def marginals(self, params: Params, model: Any, data: Any) -> Mapping[str, Distribution]:
+        """Return the law of each site."""
+        data = data.data if isinstance(data, Batch) else data
+        return {
+            name: _marginal(site, params[name]["loc"], params[name]["log_scale"].exp())
+            for name, site in model.sites(data).items()
+        }
+
+
+class _Joint:
+    """What FullRank and LowRank share: one Gaussian over all global sites, local ones apart."""
+
+    def _init_local(self, model: Any, data: Any, rng: Rng, scale: float) -> tuple[Tensor, Any]:
+        sites = model.sites(data)
+        shared, local = _split(sites)
+        centre = _centre(model, data, sites, rng)
+        parts = [centre[name].flatten() for name in shared]
+        loc = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+        return loc, _mean_field_params({name: centre[name] for name in local}, scale)
+
+    def _sample(
+        self,
+        params: Params,
+        model: Any,
+        batch: Batch,
+        n: int,
+        free: Tensor,
+        log_base: Tensor,
+        generator: torch.Generator,
+    ) -> tuple[Values, LogQ]:
+        shared, local = _split(model.sites(batch.data))
+        values, log_det = Unconstrained(shared).constrain(free)
+        more, log_local = _draw_mean_field(local, params["local"], n, batch.index, generator)
+        log_local = log_local.to(free) if not local else log_local
+        return {**values, **more}, LogQ(log_base - log_det, log_local)
+
+    def _marginals(
+        self, params: Params, model: Any, data: Any, variance: Tensor
+    ) -> Mapping[str, Distribution]:
+        data = data.data if isinstance(data, Batch) else data
+        sites = model.sites(data)
+        shared, local = _split(sites)
+        laws: dict[str, Distribution] = {}
+        start = 0
+        for name, site in shared.items():
+            shape = biject_to(site.support).inverse_shape(torch.Size(site.shape))
+            part = slice(start, start + shape.numel())
+            start += shape.numel()
+            scale = variance[part].sqrt().reshape(shape)
+            laws[name] = _marginal(site, params["loc"][part].reshape(shape), scale)
+        for name, site in local.items():
+            own = params["local"][name]
+            laws[name] = _marginal(site, own["loc"], own["log_scale"].exp())
+        return laws
+
+
+@storable
+@dataclass(frozen=True)
+class FullRank(_Joint, Guide):
+    """One normal with a full covariance over all global sites; local sites independent.
+
+    Args:
+        init_scale: Standard deviation to start from.
+    """
+
+    init_scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_scale("FullRank", self.init_scale)
+
+    def init(self, model: Any, data: Any, *, rng: Rng) -> Params:
+        """Return {"loc" [D], "log_diagonal" [D], "below" [D, D], "local"}."""
+        loc, local = self._init_local(model, data, rng, self.init_scale)
+        return {
+            "loc": loc,
+            "log_diagonal": torch.full_like(loc, math.log(self.init_scale)),
+            "below": loc.new_zeros(len(loc), len(loc)),
+            "local": local,
+        }
+
+    def _factor(self, params: Params) -> Tensor:
+        return torch.tril(params["below"], -1) + torch.diag(params["log_diagonal"].exp())
+
+    def sample(
+        self, params: Params, model: Any, batch: Batch, n: int, *, rng: Rng
+    ) -> tuple[Values, LogQ]:
+        """Draw all sites."""
+        generator = stream(rng, "draw") if isinstance(rng, int) else rng
+        noise = _standard_normal(params["loc"], n, generator)
+        free = params["loc"] + noise @ self._factor(params).T
+        log_base = _log_standard_normal(noise) - params["log_diagonal"].sum()
+        return self._sample(params, model, batch, n, free, log_base, generator)
+
+    def marginals(self, params: Params, model: Any, data: Any) -> Mapping[str, Distribution]:
+        """Return the law of each site."""
+        variance = self._factor(params).square().sum(1)
+        return self._marginals(params, model, data, variance)
+
+
+@storable
+@dataclass(frozen=True)
+class LowRank(_Joint, Guide):
+    """One normal with covariance diag + low rank over all global sites; local sites independent.
+
+    Args:
+        rank: Rank of the off-diagonal part.
+        init_scale: Standard deviation to start from.
+    """
+
+    rank: int = 8
+    init_scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_scale("LowRank", self.init_scale)
+        if self.rank < 1:
+            raise DataError(f"LowRank: expected rank >= 1, got {self.rank}")
+
+    def init(self, model: Any, data: Any, *, rng: Rng) -> Params:
+        """Return {"loc" [D], "log_diagonal" [D], "factor" [D, rank], "local"}."""
+        generator = stream(rng, "factor")
+        loc, local = self._init_local(model, data, rng, self.init_scale)
+        rank = max(1, min(self.rank, len(loc)))
+        noise = torch.randn(len(loc), rank, generator=generator, dtype=loc.dtype)
+        return {
+            "loc": loc,
+            "log_diagonal": torch.full_like(loc, math.log(self.init_scale)),
+            "factor": (0.1 * self.init_scale * noise).to(loc.device),
+            "local": local,
+        }
+
+    def sample(
+        self, params: Params, model: Any, batch: Batch, n: int, *, rng: Rng
+    ) -> tuple[Values, LogQ]:
+        """Draw all sites."""
+        generator = stream(rng, "draw") if isinstance(rng, int) else rng
+        loc, factor, diagonal = params["loc"], params["factor"], params["log_diagonal"].exp()
+        noise = _standard_normal(loc, n, generator)
+        shared = _standard_normal(factor[0], n, generator) if len(loc) else noise
+        centred = noise * diagonal + (shared @ factor.T if len(loc) else 0.0)
+        law = torch.distributions.LowRankMultivariateNormal(
+            torch.zeros_like(loc), factor, diagonal.square(), validate_args=False
+        )
+        log_base = law.log_prob(centred) if len(loc) else loc.new_zeros(n)
+        return self._sample(params, model, batch, n, loc + centred, log_base, generator)
+
+    def marginals(self, params: Params, model: Any, data: Any) -> Mapping[str, Distribution]:
+        """Return the law of each site."""
+        variance = params["factor"].square().sum(1) + (2 * params["log_diagonal"]).exp()
+        return self._marginals(params, model, data, variance)
+
+
+@storable
+@dataclass(frozen=True)
+class Fixed(Guide):
+    """A guide with given parameters, for example those of an earlier fit, used as a proposal.
+
+    Args:
+        guide: The family.
+        params: Its parameters.
+
+    Example:
+        >>> Fixed(MeanField(), {"mu": {}}).guide
+        MeanField(init_scale=0.1)
+    """
+
+    guide: Guide
+    params: Any
+
+    def init(self, model: Any, data: Any, *, rng: Rng) -> Params:
+        """Return the given parameters."""
+        return self.params
+
+    def sample(
+        self, params: Params, model: Any, batch: Batch, n: int, *, rng: Rng
+    ) -> tuple[Values, LogQ]:
+        """Draw from the family at the given parameters."""
+        return self.guide.sample(params, model, batch, n, rng=rng)

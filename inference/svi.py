@@ -1,0 +1,187 @@
+"""Stochastic variational inference: fit a guide by maximising the evidence lower bound."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from probkit.density import check_log_joint, log_joint_of
+from probkit.errors import CapabilityError, DataError
+from probkit.files import storable
+from probkit.guide import Guide
+from probkit.model import Batch, lacks
+from probkit.posterior import Evidence, Posterior, make_posterior
+from probkit.sampler import Problem, Sampler, Step
+from probkit.sources import Fitted
+from probkit.tree import Tree, leaves, map_tensors
+
+__all__ = ["SVI", "elbo"]
+
+
+@storable
+@dataclass(frozen=True)
+class SVI(Sampler):
+    """Maximise the evidence lower bound over a guide's parameters by Adam.
+
+    The bound is E_q[log p(values, data) - log q(values)], estimated with reparameterised draws;
+    on a minibatch, local terms of both densities are scaled by units / batch size.
+
+    Args:
+        steps: Gradient steps.
+        lr: Learning rate at the start; it falls exponentially to ``lr * decay``.
+        decay: Share of the learning rate that is left at the end.
+        particles: Draws per gradient step.
+        batch_size: Units per step; None uses all data. Needs ``plate_size`` and ``minibatch``.
+        chunk: Gradient steps between reports.
+        evidence_draws: Draws for the final estimate of the bound (full data only).
+
+    Example:
+        >>> SVI(steps=500, batch_size=64).steps
+        500
+    """
+
+    steps: int = 2000
+    lr: float = 0.02
+    decay: float = 0.1
+    particles: int = 8
+    batch_size: int | None = None
+    chunk: int = 50
+    evidence_draws: int = 1000
+
+    needs = ("sites", "log_joint")
+    accepts_guide = True
+
+    def __post_init__(self) -> None:
+        counts = (self.steps, self.particles, self.chunk, self.evidence_draws, self.batch_size or 1)
+        if min(counts) < 1 or not self.lr > 0 or not 0 < self.decay <= 1:
+            raise DataError(
+                "SVI: expected steps, particles, chunk, evidence_draws, batch_size >= 1, lr > 0 and "
+                f"0 < decay <= 1, got {self}"
+            )
+
+    def total(self) -> int:
+        """Number of chunks."""
+        return -(-self.steps // self.chunk)
+
+    def _guide(self, problem: Problem) -> Guide:
+        if problem.guide is not None:
+            return problem.guide
+        own = getattr(problem.model, "guide", None)
+        chosen = own() if callable(own) else None
+        if chosen is not None:
+            return chosen
+        from probkit.inference.guides import MeanField
+
+        return MeanField()
+
+    def init(self, problem: Problem, *, rngs: Any) -> Tree:
+        """Make the guide's parameters."""
+        if self.batch_size is not None:
+            missing = lacks(problem.model, ("plate_size", "minibatch"))
+            if missing:
+                raise CapabilityError(
+                    f"SVI(batch_size=) needs plate_size and minibatch; "
+                    f"{type(problem.model).__name__} lacks {', '.join(missing)}. Leave it out"
+                )
+        guide = self._guide(problem)
+        params = guide.init(problem.model, problem.data, rng=rngs[0])
+        params = map_tensors(lambda t: t.detach().clone(), params)
+        if not leaves(params):
+            raise CapabilityError(f"SVI: {type(guide).__name__} has no parameters to fit")
+        batch = self._whole(problem)
+        values, _ = guide.sample(params, problem.model, batch, 2, rng=rngs[0])
+        check_log_joint(problem.model, map_tensors(Tensor.detach, values), batch.data)
+        return {"params": params, "optimizer": None, "taken": 0, "order": None, "position": 0}
+
+    @staticmethod
+    def _whole(problem: Problem) -> Batch:
+        return problem.data if isinstance(problem.data, Batch) else Batch(problem.data)
+
+    def step(self, problem: Problem, state: Tree, *, rngs: Any) -> Step:
+        """Take ``chunk`` gradient steps."""
+        guide = self._guide(problem)
+        params = map_tensors(lambda t: t.detach().clone().requires_grad_(), state["params"])
+        optimizer = torch.optim.Adam([t for t in leaves(params) if isinstance(t, Tensor)], lr=self.lr)
+        if state["optimizer"] is not None:
+            optimizer.load_state_dict(state["optimizer"])
+        order, position, taken = state["order"], state["position"], state["taken"]
+        bounds = []
+        for _ in range(min(self.chunk, self.steps - taken)):
+            batch, order, position = self._next_batch(problem, order, position, rngs[0])
+            for group in optimizer.param_groups:
+                group["lr"] = self.lr * self.decay ** (taken / self.steps)
+            optimizer.zero_grad()
+            with torch.enable_grad():
+                bound = elbo(problem.model, guide, params, batch, self.particles, rngs[0]).mean()
+                (-bound).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            taken += 1
+            bounds.append(float(bound.detach()))
+        average = sum(bounds) / len(bounds)
+        if not math.isfinite(average):
+            raise DataError(
+                f"SVI: the bound became {average} at step {taken}; lower lr={self.lr:g}, or check "
+                "the log joint near the guide's draws"
+            )
+        new = {
+            "params": map_tensors(Tensor.detach, params),
+            "optimizer": optimizer.state_dict(),
+            "taken": taken,
+            "order": order,
+            "position": position,
+        }
+        keep = None
+        return Step(new, taken >= self.steps, keep, {"elbo": average})
+
+    def _next_batch(
+        self, problem: Problem, order: Tensor | None, position: int, rng: torch.Generator
+    ) -> tuple[Batch, Tensor | None, int]:
+        """Take the next units of a random order, drawn anew for each pass over the data."""
+        if self.batch_size is None:
+            return self._whole(problem), None, 0
+        size = problem.model.plate_size(problem.data)
+        if order is None or position >= size:
+            order, position = torch.randperm(size, generator=rng, device=rng.device), 0
+        index = order[position : position + self.batch_size]
+        batch: Batch = problem.model.minibatch(problem.data, index)
+        return batch, order, position + len(index)
+
+    def can_finish(self, state: Tree, kept: Tree) -> bool:
+        """Any state is a fit."""
+        return True
+
+    def finish(self, problem: Problem, state: Tree, kept: Tree, *, rngs: Any) -> Posterior:
+        """Return the fitted guide and, on full data, its bound."""
+        guide = self._guide(problem)
+        params = map_tensors(Tensor.detach, state["params"])
+        source = Fitted(guide, [params])
+        evidence = None
+        if self.batch_size is None:
+            with torch.no_grad():
+                bound = elbo(
+                    problem.model, guide, params, self._whole(problem), self.evidence_draws, rngs[0]
+                )
+            evidence = Evidence(bound.mean(0, keepdim=True), "bound")
+        return make_posterior(
+            problem,
+            source,
+            marginals=source.marginals(problem.model, problem.data),
+            log_evidence=evidence,
+        )
+
+
+def elbo(
+    model: Any, guide: Guide, params: Any, batch: Batch, n: int, rng: torch.Generator
+) -> Tensor:
+    """Return ``n`` single-draw estimates [n] of the evidence lower bound on ``batch``.
+
+    log p(values, batch; scale) - log q_global - scale * log q_local, values drawn from q. Its mean
+    over random batches and draws is the bound on all data (Hoffman et al. 2013, section 2.4).
+    """
+    values, log_q = guide.sample(params, model, batch, n, rng=rng)
+    log_p = log_joint_of(model, values, batch.data, scale=batch.scale)
+    return log_p - log_q.total(batch.scale)
