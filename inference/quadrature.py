@@ -71,9 +71,9 @@ def integrate_log(
     is halved until dropping every second node changes the log integral by less than 1e-10, at most
     five times.
 
-    Nodes are detached. Gradients of ``log_integral`` with respect to anything that ``log_integrand``
-    closes over are nevertheless those of the integral: the integral does not depend on where the
-    nodes lie, so its derivative is the same quadrature applied to the derivative of exp(g).
+    Nodes are detached. Gradients of ``log_integral`` in whatever ``log_integrand`` closes over are
+    nevertheless those of the integral: the integral does not depend on where the nodes lie, so its
+    derivative is the same quadrature applied to the derivative of exp(g).
 
     Args:
         log_integrand: g, mapping u [node, *batch] to values [node, *batch] for any number of nodes.
