@@ -61,12 +61,12 @@ bench: $(VENV)/.stamp-test  ## the benchmarks, side by side with peers
 	$(BIN)/python -m benchmarks
 
 notebooks: $(VENV)/.stamp-test  ## execute the notebooks and check their named values
-	OMP_NUM_THREADS=1 $(BIN)/python notebooks/run.py --out $(SITE)/tutorials
+	OMP_NUM_THREADS=1 $(BIN)/python notebooks/run.py --out docs/tutorials
 
 docs: $(VENV)/.stamp-docs  ## build the site; warnings are errors
-	@test -d $(SITE)/tutorials || $(BIN)/python notebooks/run.py --out $(SITE)/tutorials
+	@ls docs/tutorials/*.ipynb >/dev/null 2>&1 || $(BIN)/python notebooks/run.py --out docs/tutorials
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs $(SITE)/html
 	@echo "$(SITE)/html/index.html"
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) $(SITE) demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(SITE) docs/api docs/tutorials demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
