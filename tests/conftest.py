@@ -1,0 +1,23 @@
+"""Fixtures of all tests."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+# Its import adds two warning filters; done here so that no test is charged with it.
+import scipy.stats  # noqa: F401
+import torch
+
+# Helpers of the tests are imported as ``support.<module>``.
+sys.path.append(str(Path(__file__).parent))
+
+from support.global_state import unchanged_global_state  # noqa: F401
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A seeded stream; tests never touch the global one."""
+    return torch.Generator().manual_seed(20240229)
