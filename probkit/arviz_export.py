@@ -99,7 +99,8 @@ def export_groups(
     attrs = {**_attrs(post), **taken.attrs}
     chain_draw = ("chain", "draw")
     sites = {
-        name: _Variable(v, chain_draw, _site_dims(post, name)) for name, v in taken.values.items()
+        name: _Variable(value, chain_draw, post.context.dims.get(name))
+        for name, value in taken.values.items()
     }
     stats = {
         name: _Variable(value, _shared_dims(value, taken.shape))
