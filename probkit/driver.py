@@ -191,12 +191,14 @@ def _run_here(
                     stats.append(advance(problem, sampler, run))
             wants_stop = reporter.report(runs, stats)
             finished = all(run.done for run in runs)
+            # Read once: a signal that comes while saving is seen after the next step.
+            interrupted = interrupt.requested
             for run, file in zip(runs, files, strict=False):
-                if run.done or interrupt.requested or file.due(run):
+                if run.done or interrupted or wants_stop or file.due(run):
                     file.save(run)
             if finished:
                 break
-            if interrupt.requested:
+            if interrupted:
                 if not all(_can_finish(sampler, run) for run in runs):
                     raise KeyboardInterrupt
                 return _Outcome(runs, "interrupt")
