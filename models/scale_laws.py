@@ -10,6 +10,7 @@ Densities are computed from log sigma^2, so that heavy tails neither overflow no
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pyro.distributions
@@ -487,6 +488,10 @@ class OtherLaw(ScaleLaw):
     def expand(self, batch_shape: Any, _instance: Any = None) -> OtherLaw:
         """Return the law with batch shape ``batch_shape``."""
         return OtherLaw(self.base.expand(torch.Size(batch_shape)))
+
+    def map_batch(self, change: Callable[[Tensor], Tensor]) -> OtherLaw:
+        """Apply ``change`` to the leading batch dims of the base law's parameters."""
+        return OtherLaw(D.map_batch(self.base, change))
 
     def log_prob_of_log(self, u: Tensor) -> Tensor:
         """Log density of log sigma^2."""

@@ -21,10 +21,12 @@ from probkit.distributions.multivariate import (
     MultiOutputNormal,
     MultiOutputStudentT,
     MultivariateStudentT,
+    ScaledMultivariateNormal,
 )
 from probkit.distributions.parameters import (
     constructor_arguments,
     flatten_batch,
+    map_batch,
     register_storables,
     select,
 )
@@ -36,11 +38,13 @@ __all__ = [
     "MultiOutputNormal",
     "MultiOutputStudentT",
     "MultivariateStudentT",
+    "ScaledMultivariateNormal",
     "StudentT",
     "cdf",
     "constructor_arguments",
     "find_quantile",
     "flatten_batch",
+    "map_batch",
     "icdf",
     "marginals",
     "mixture_cdf",

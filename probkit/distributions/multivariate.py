@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Distribution, constraints
 
 from probkit.distributions._random import inverse_chi, randn_like
 from probkit.distributions.student_t import spread_factor, student_log_prob
@@ -18,50 +18,150 @@ __all__ = [
     "MultiOutputNormal",
     "MultiOutputStudentT",
     "MultivariateStudentT",
+    "ScaledMultivariateNormal",
 ]
+
+_POSITIVE_DIAGONAL = constraints.lower_cholesky
 
 
 class _MultiOutput(TorchDistribution):
-    """Shared shapes of laws on [row, output] whose outputs have one row factor in common."""
+    """Laws of loc + amplitude scale_tril Z on [row, output].
+
+    ``loc`` and ``scale_tril`` are kept unexpanded (batch dims of size 1 where they do not vary), so
+    that a mixture over thousands of amplitudes holds one factor.
+    """
 
     support = constraints.independent(constraints.real, 2)
     has_rsample = True
-    loc: Tensor
-    scale_tril: Tensor
+
+    def _set(
+        self,
+        loc: Tensor,
+        scale_tril: Tensor,
+        amplitude: Tensor | float,
+        extra_batch: torch.Size,
+        validate_args: bool | None,
+    ) -> torch.Size:
+        rows = loc.shape[-2] if loc.ndim >= 2 else None
+        if rows is None or scale_tril.ndim < 2 or scale_tril.shape[-2:] != (rows, rows):
+            raise ShapeError(
+                "expected loc [*batch, row, output] and scale_tril [*batch, row, row], got "
+                f"{tuple(loc.shape)} and {tuple(scale_tril.shape)}"
+            )
+        amplitude = torch.as_tensor(amplitude, dtype=loc.dtype, device=loc.device)
+        batch = torch.broadcast_shapes(
+            loc.shape[:-2], scale_tril.shape[:-2], amplitude.shape, extra_batch
+        )
+        self._loc = _padded(loc, len(batch) + 2)
+        self._tril = _padded(scale_tril, len(batch) + 2)
+        self.amplitude = amplitude.expand(batch)
+        Distribution.__init__(self, batch, loc.shape[-2:], validate_args=False)
+        self._validate_args = bool(validate_args)
+        return batch
 
     @property
-    def rows(self) -> int:
-        """Number of rows."""
-        return int(self.event_shape[0])
+    def loc(self) -> Tensor:
+        """Location [*batch, row, output]."""
+        return self._loc.expand(self.batch_shape + self.event_shape)
+
+    @property
+    def scale_tril(self) -> Tensor:
+        """Lower factor [*batch, row, row] of the row scale matrix at amplitude 1."""
+        return self._tril.expand(self.batch_shape + self._tril.shape[-2:])
 
     @property
     def outputs(self) -> int:
         """Number of outputs."""
         return int(self.event_shape[1])
 
+    def marginal_scale(self) -> Tensor:
+        """Scale [*batch, row, output] of each entry."""
+        rows = self._tril.square().sum(-1, keepdim=True).sqrt()
+        return (self.amplitude[..., None, None] * rows).expand(self.batch_shape + self.event_shape)
+
     def _half_log_det(self) -> Tensor:
-        return self.outputs * self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        rows = self._tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return self.outputs * (rows + self.event_shape[0] * self.amplitude.log())
 
     def _squared_distance(self, value: Tensor) -> Tensor:
-        diff = value - self.loc
-        extra = diff.ndim - self.loc.ndim
-        # Sample dimensions become right-hand sides, so that the factor is not copied per sample.
-        samples = diff.shape[:extra]
-        columns = diff.reshape(-1, *self.loc.shape).movedim(0, -1).flatten(-2)
-        z = torch.linalg.solve_triangular(self.scale_tril, columns, upper=False)
-        squares = z.square().sum(-2).unflatten(-1, (self.outputs, -1)).sum(-2)
-        return squares.movedim(-1, 0).reshape(samples + self.batch_shape)
+        z = _on_columns(_solve, self._tril, value - self._loc)
+        return z.square().sum((-2, -1)) / self.amplitude.square()
 
-    def _row_variance(self) -> Tensor:
-        return self.scale_tril.square().sum(-1, keepdim=True).expand(self.loc.shape)
+    def _noise(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
+        noise = randn_like(self._loc, shape + self.batch_shape + self.event_shape, generator)
+        return self.amplitude[..., None, None] * _on_columns(torch.matmul, self._tril, noise)
 
-    def _check_shapes(self, loc: Tensor, scale_tril: Tensor) -> None:
-        n = loc.shape[-2] if loc.ndim >= 2 else None
-        if loc.ndim < 2 or scale_tril.ndim < 2 or scale_tril.shape[-2:] != (n, n):
-            raise ShapeError(
-                "expected loc [*batch, row, output] and scale_tril [*batch, row, row], got "
-                f"{tuple(loc.shape)} and {tuple(scale_tril.shape)}"
-            )
+    def stored_arguments(self) -> dict[str, Tensor]:
+        """Constructor arguments, unexpanded."""
+        return {"loc": self._loc, "scale_tril": self._tril, "amplitude": self.amplitude}
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        """Return the law with batch shape ``batch_shape``."""
+        arguments = self.stored_arguments()
+        arguments["amplitude"] = self.amplitude.expand(torch.Size(batch_shape))
+        return type(self)(**arguments, validate_args=False)
+
+    def select_batch(self, index: Tensor | int) -> Any:
+        """Index the leading batch dim; parameters that do not vary along it are not copied."""
+        full = len(self.batch_shape)
+        rebuilt = {}
+        for name, value in self.stored_arguments().items():
+            constant = value.shape[0] == 1 and self.batch_shape[0] > 1 and value.ndim > full
+            if constant:
+                rebuilt[name] = value[0] if isinstance(index, int) else value
+            else:
+                rebuilt[name] = value[index]
+        return type(self)(**rebuilt, validate_args=False)
+
+    def flatten_batch(self, n: int) -> Any:
+        """Merge the first ``n`` batch dims; parameters constant along all of them stay so."""
+        full = len(self.batch_shape)
+        rebuilt = {}
+        for name, value in self.stored_arguments().items():
+            constant = value.ndim > full and all(size == 1 for size in value.shape[:n])
+            if not constant:
+                value = value.expand(self.batch_shape + value.shape[full:])
+            rebuilt[name] = value.flatten(0, n - 1)
+        return type(self)(**rebuilt, validate_args=False)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw [*sample, *batch, row, output] from the global stream, differentiably."""
+        return self._draw(torch.Size(sample_shape), None)
+
+    def _draw(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
+        raise AssertionError("every final class draws")
+
+
+def _padded(value: Tensor, ndim: int) -> Tensor:
+    return value.reshape((1,) * (ndim - value.ndim) + value.shape)
+
+
+def _solve(tril: Tensor, columns: Tensor) -> Tensor:
+    return torch.linalg.solve_triangular(tril, columns, upper=False)
+
+
+def _on_columns(function: Any, tril: Tensor, x: Tensor) -> Tensor:
+    """Apply a matrix to x [*lead, row, output] without copying it over dims where it is constant.
+
+    Args:
+        function: Of (matrices [*kept, row, row], columns [*kept, row, k]).
+        tril: [*batch, row, row], with batch dims of size 1 where constant; as many batch dims as
+            ``x`` has, or fewer.
+        x: [*lead, row, output].
+    """
+    lead = x.ndim - 2
+    offset = lead - (tril.ndim - 2)
+    kept = [d for d in range(offset, lead) if tril.shape[d - offset] > 1]
+    folded = [d for d in range(lead) if d not in kept]
+    # Batch dims along which x is constant but the matrix is not need a copy of x, not of it.
+    sizes = [tril.shape[d - offset] if d in kept else x.shape[d] for d in range(lead)]
+    x = x.expand(*sizes, *x.shape[-2:])
+    order = [*kept, lead, lead + 1, *folded]
+    moved = x.permute(order)
+    columns = moved.flatten(len(kept) + 1)
+    result = function(tril.reshape([sizes[d] for d in kept] + list(tril.shape[-2:])), columns)
+    inverse = sorted(range(len(order)), key=order.__getitem__)
+    return result.reshape(moved.shape).permute(inverse)
 
 
 class MultiOutputNormal(_MultiOutput):
@@ -69,7 +169,8 @@ class MultiOutputNormal(_MultiOutput):
 
     Args:
         loc: Mean [*batch, row, output].
-        scale_tril: Lower factor of the row covariance [*batch, row, row].
+        scale_tril: Lower factor of the row covariance at amplitude 1 [*batch, row, row].
+        amplitude: Factor > 0 on the standard deviations [*batch].
 
     Raises:
         ShapeError: the shapes do not match.
@@ -83,60 +184,51 @@ class MultiOutputNormal(_MultiOutput):
 
     arg_constraints = {
         "loc": constraints.independent(constraints.real, 2),
-        "scale_tril": constraints.lower_cholesky,
+        "scale_tril": _POSITIVE_DIAGONAL,
+        "amplitude": constraints.positive,
     }
 
-    def __init__(self, loc: Tensor, scale_tril: Tensor, validate_args: bool | None = None) -> None:
-        self._check_shapes(loc, scale_tril)
-        batch = torch.broadcast_shapes(loc.shape[:-2], scale_tril.shape[:-2])
-        self.loc = loc.expand(batch + loc.shape[-2:])
-        self.scale_tril = scale_tril.expand(batch + scale_tril.shape[-2:])
-        super().__init__(batch, loc.shape[-2:], validate_args=validate_args)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> MultiOutputNormal:
-        """Return the law with batch shape ``batch_shape``."""
-        batch = torch.Size(batch_shape)
-        loc = self.loc.expand(batch + self.event_shape)
-        factor = self.scale_tril.expand(batch + self.scale_tril.shape[-2:])
-        return MultiOutputNormal(loc, factor, validate_args=False)
+    def __init__(
+        self,
+        loc: Tensor,
+        scale_tril: Tensor,
+        amplitude: Tensor | float = 1.0,
+        validate_args: bool | None = None,
+    ) -> None:
+        self._set(loc, scale_tril, amplitude, torch.Size(), validate_args)
 
     @property
     def mean(self) -> Tensor:
-        """Mean, of the shape of ``loc``."""
+        """Mean [*batch, row, output]."""
         return self.loc
 
     @property
     def variance(self) -> Tensor:
-        """Marginal variances, of the shape of ``loc``."""
-        return self._row_variance()
+        """Marginal variances [*batch, row, output]."""
+        return self.marginal_scale().square()
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log density at ``value`` [*sample, *batch, *event]."""
+        """Return the log density at ``value`` [*sample, *batch, row, output]."""
         if self._validate_args:
             self._validate_sample(value)
-        count = self.rows * self.outputs
-        constant = 0.5 * count * math.log(2 * math.pi)
+        constant = 0.5 * self.event_shape.numel() * math.log(2 * math.pi)
         return -0.5 * self._squared_distance(value) - self._half_log_det() - constant
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw [*sample, *batch, *event] from the global stream, differentiably."""
-        return self._draw(torch.Size(sample_shape), None)
-
     def _draw(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
-        noise = randn_like(self.loc, self._extended_shape(shape), generator)
-        return self.loc + self.scale_tril @ noise
+        return self._loc + self._noise(shape, generator)
 
 
 class MultiOutputStudentT(_MultiOutput):
     """Student-t law on [row, output] with ONE scale shared by all rows and outputs.
 
-    The law of loc + sqrt(df / chi2) scale_tril Z with independent standard normal Z and a single
-    chi-square of ``df`` degrees of freedom. Outputs are uncorrelated but not independent.
+    The law of loc + amplitude sqrt(df / chi2) scale_tril Z with independent standard normal Z and a
+    single chi-square of ``df`` degrees of freedom. Outputs are uncorrelated but not independent.
 
     Args:
         df: Degrees of freedom > 0 [*batch].
         loc: Location [*batch, row, output].
-        scale_tril: Lower factor of the row scale matrix [*batch, row, row].
+        scale_tril: Lower factor of the row scale matrix at amplitude 1 [*batch, row, row].
+        amplitude: Factor > 0 on the scale [*batch].
 
     Raises:
         ShapeError: the shapes do not match.
@@ -151,7 +243,8 @@ class MultiOutputStudentT(_MultiOutput):
     arg_constraints = {
         "df": constraints.positive,
         "loc": constraints.independent(constraints.real, 2),
-        "scale_tril": constraints.lower_cholesky,
+        "scale_tril": _POSITIVE_DIAGONAL,
+        "amplitude": constraints.positive,
     }
 
     def __init__(
@@ -159,22 +252,21 @@ class MultiOutputStudentT(_MultiOutput):
         df: Tensor | float,
         loc: Tensor,
         scale_tril: Tensor,
+        amplitude: Tensor | float = 1.0,
         validate_args: bool | None = None,
     ) -> None:
-        self._check_shapes(loc, scale_tril)
         df = torch.as_tensor(df, dtype=loc.dtype, device=loc.device)
-        batch = torch.broadcast_shapes(df.shape, loc.shape[:-2], scale_tril.shape[:-2])
-        self.df = df.expand(batch)
-        self.loc = loc.expand(batch + loc.shape[-2:])
-        self.scale_tril = scale_tril.expand(batch + scale_tril.shape[-2:])
-        super().__init__(batch, loc.shape[-2:], validate_args=validate_args)
+        self.df = df.expand(self._set(loc, scale_tril, amplitude, df.shape, validate_args))
+
+    def stored_arguments(self) -> dict[str, Tensor]:
+        """Constructor arguments, unexpanded."""
+        return {"df": self.df, **super().stored_arguments()}
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> MultiOutputStudentT:
         """Return the law with batch shape ``batch_shape``."""
-        batch = torch.Size(batch_shape)
-        loc = self.loc.expand(batch + self.event_shape)
-        factor = self.scale_tril.expand(batch + self.scale_tril.shape[-2:])
-        return MultiOutputStudentT(self.df.expand(batch), loc, factor, validate_args=False)
+        arguments = self.stored_arguments()
+        arguments["df"] = self.df.expand(torch.Size(batch_shape))
+        return MultiOutputStudentT(**arguments, validate_args=False)
 
     @property
     def mean(self) -> Tensor:
@@ -184,33 +276,154 @@ class MultiOutputStudentT(_MultiOutput):
     @property
     def variance(self) -> Tensor:
         """Marginal variances [*batch, row, output]; infinite, with a warning, where df <= 2."""
-        return self._row_variance() * spread_factor(self.df)[..., None, None]
+        return self.marginal_scale().square() * spread_factor(self.df)[..., None, None]
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log density at ``value`` [*sample, *batch, *event]."""
+        """Return the log density at ``value`` [*sample, *batch, row, output]."""
         if self._validate_args:
             self._validate_sample(value)
-        count = self.rows * self.outputs
-        return student_log_prob(self.df, count, self._squared_distance(value), self._half_log_det())
+        count = self.event_shape.numel()
+        distance = self._squared_distance(value)
+        return student_log_prob(self.df, count, distance, self._half_log_det())
+
+    def _draw(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
+        scale = inverse_chi(self.df.expand(shape + self.batch_shape), generator)
+        return self._loc + scale[..., None, None] * self._noise(shape, generator)
+
+
+class _SingleOutput(TorchDistribution):
+    """A multi-output law with one output, its output dim left out."""
+
+    support = constraints.real_vector
+    has_rsample = True
+    _one: Any
+
+    def _wrap(self, one: _MultiOutput, validate_args: bool | None) -> None:
+        self._one = one
+        Distribution.__init__(self, one.batch_shape, one.event_shape[:1], validate_args=False)
+        self._validate_args = bool(validate_args)
+
+    def stored_arguments(self) -> dict[str, Tensor]:
+        """Constructor arguments, unexpanded."""
+        arguments: dict[str, Tensor] = self._one.stored_arguments()
+        return {**arguments, "loc": arguments["loc"].squeeze(-1)}
+
+    @classmethod
+    def _from(cls, one: Any) -> Any:
+        law = cls.__new__(cls)
+        law._wrap(one, False)
+        return law
+
+    @property
+    def loc(self) -> Tensor:
+        """Location [*batch, n]."""
+        return self._one.loc.squeeze(-1)
+
+    @property
+    def scale_tril(self) -> Tensor:
+        """Lower factor [*batch, n, n] of the scale matrix at amplitude 1."""
+        return self._one.scale_tril
+
+    @property
+    def amplitude(self) -> Tensor:
+        """Factor on the scale [*batch]."""
+        return self._one.amplitude
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean [*batch, n]; NaN where it does not exist."""
+        return self._one.mean.squeeze(-1)
+
+    @property
+    def variance(self) -> Tensor:
+        """Marginal variances [*batch, n]; infinite, with a warning, where they do not exist."""
+        return self._one.variance.squeeze(-1)
+
+    def marginal_scale(self) -> Tensor:
+        """Scale [*batch, n] of each entry."""
+        return self._one.marginal_scale().squeeze(-1)
+
+    def _scale_matrix(self) -> Tensor:
+        return self.amplitude.square()[..., None, None] * (self.scale_tril @ self.scale_tril.mT)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log density at ``value`` [*sample, *batch, n]."""
+        if self._validate_args:
+            self._validate_sample(value)
+        return self._one.log_prob(value.unsqueeze(-1))
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw [*sample, *batch, *event] from the global stream, differentiably."""
+        """Draw [*sample, *batch, n] from the global stream, differentiably."""
         return self._draw(torch.Size(sample_shape), None)
 
     def _draw(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
-        noise = randn_like(self.loc, self._extended_shape(shape), generator)
-        scale = inverse_chi(self.df.expand(shape + self.batch_shape), generator)
-        return self.loc + scale[..., None, None] * (self.scale_tril @ noise)
+        return self._one._draw(shape, generator).squeeze(-1)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        """Return the law with batch shape ``batch_shape``."""
+        return self._from(self._one.expand(batch_shape))
+
+    def select_batch(self, index: Tensor | int) -> Any:
+        """Index the leading batch dim."""
+        return self._from(self._one.select_batch(index))
+
+    def flatten_batch(self, n: int) -> Any:
+        """Merge the first ``n`` batch dims."""
+        return self._from(self._one.flatten_batch(n))
 
 
-class MultivariateStudentT(TorchDistribution):
+class ScaledMultivariateNormal(_SingleOutput):
+    """Multivariate normal law whose amplitude is a batch of its own.
+
+    A mixture over the amplitude, ``ScaledMultivariateNormal(loc, scale_tril, sigma)`` with sigma
+    [component], holds and solves with one factor.
+
+    Args:
+        loc: Mean [*batch, n].
+        scale_tril: Lower factor of the covariance at amplitude 1 [*batch, n, n].
+        amplitude: Factor > 0 on the standard deviations [*batch].
+
+    Raises:
+        ShapeError: the shapes do not match.
+
+    Example:
+        >>> import torch
+        >>> sigma = torch.tensor([1.0, 3.0])
+        >>> ScaledMultivariateNormal(torch.zeros(2), torch.eye(2), sigma).variance
+        tensor([[1., 1.],
+                [9., 9.]])
+    """
+
+    arg_constraints = {
+        "loc": constraints.real_vector,
+        "scale_tril": _POSITIVE_DIAGONAL,
+        "amplitude": constraints.positive,
+    }
+
+    def __init__(
+        self,
+        loc: Tensor,
+        scale_tril: Tensor,
+        amplitude: Tensor | float = 1.0,
+        validate_args: bool | None = None,
+    ) -> None:
+        self._wrap(MultiOutputNormal(loc.unsqueeze(-1), scale_tril, amplitude), validate_args)
+
+    @property
+    def covariance_matrix(self) -> Tensor:
+        """Covariance [*batch, n, n]."""
+        return self._scale_matrix()
+
+
+class MultivariateStudentT(_SingleOutput):
     """Multivariate Student-t law: one chi-square per draw, shared by all coordinates.
 
     Args:
         df: Degrees of freedom > 0 [*batch].
         loc: Location [*batch, n].
-        scale_tril: Lower factor of the scale matrix [*batch, n, n] (the covariance is
-            df / (df - 2) times the scale matrix).
+        scale_tril: Lower factor of the scale matrix at amplitude 1 [*batch, n, n] (the covariance
+            is df / (df - 2) times the scale matrix).
+        amplitude: Factor > 0 on the scale [*batch].
 
     Raises:
         ShapeError: the shapes do not match.
@@ -226,52 +439,27 @@ class MultivariateStudentT(TorchDistribution):
     arg_constraints = {
         "df": constraints.positive,
         "loc": constraints.real_vector,
-        "scale_tril": constraints.lower_cholesky,
+        "scale_tril": _POSITIVE_DIAGONAL,
+        "amplitude": constraints.positive,
     }
-    support = constraints.real_vector
-    has_rsample = True
 
     def __init__(
         self,
         df: Tensor | float,
         loc: Tensor,
         scale_tril: Tensor,
+        amplitude: Tensor | float = 1.0,
         validate_args: bool | None = None,
     ) -> None:
-        self._one = MultiOutputStudentT(df, loc.unsqueeze(-1), scale_tril, validate_args=False)
-        self.df, self.scale_tril = self._one.df, self._one.scale_tril
-        self.loc = self._one.loc.squeeze(-1)
-        super().__init__(self._one.batch_shape, loc.shape[-1:], validate_args=validate_args)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> MultivariateStudentT:
-        """Return the law with batch shape ``batch_shape``."""
-        wide = self._one.expand(batch_shape)
-        return MultivariateStudentT(
-            wide.df, wide.loc.squeeze(-1), wide.scale_tril, validate_args=False
-        )
+        one = MultiOutputStudentT(df, loc.unsqueeze(-1), scale_tril, amplitude)
+        self._wrap(one, validate_args)
 
     @property
-    def mean(self) -> Tensor:
-        """The location where df > 1, else NaN."""
-        return self._one.mean.squeeze(-1)
-
-    @property
-    def variance(self) -> Tensor:
-        """Marginal variances [*batch, n]; infinite, with a NumericsWarning, where df <= 2."""
-        return self._one.variance.squeeze(-1)
+    def df(self) -> Tensor:
+        """Degrees of freedom [*batch]."""
+        return self._one.df
 
     @property
     def covariance_matrix(self) -> Tensor:
         """Covariance [*batch, n, n]; infinite, with a NumericsWarning, where df <= 2."""
-        scale_matrix = self.scale_tril @ self.scale_tril.mT
-        return scale_matrix * spread_factor(self.df)[..., None, None]
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log density at ``value`` [*sample, *batch, *event]."""
-        if self._validate_args:
-            self._validate_sample(value)
-        return self._one.log_prob(value.unsqueeze(-1))
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw [*sample, *batch, *event] from the global stream, differentiably."""
-        return self._one.rsample(sample_shape).squeeze(-1)
+        return self._scale_matrix() * spread_factor(self.df)[..., None, None]

@@ -14,12 +14,13 @@ from probkit.distributions.multivariate import (
     MultiOutputNormal,
     MultiOutputStudentT,
     MultivariateStudentT,
+    ScaledMultivariateNormal,
 )
 from probkit.distributions.student_t import StudentT
 from probkit.errors import CapabilityError, ShapeError
 from probkit.files import register
 
-__all__ = ["constructor_arguments", "flatten_batch", "register_storables", "select"]
+__all__ = ["constructor_arguments", "flatten_batch", "map_batch", "register_storables", "select"]
 
 _D = TypeVar("_D", bound=Distribution)
 
@@ -27,7 +28,8 @@ _D = TypeVar("_D", bound=Distribution)
 def constructor_arguments(dist: Distribution) -> dict[str, Tensor]:
     """Return the tensors from which ``type(dist)`` can be built again.
 
-    Each has the shape [*batch, *parameter], the batch dims in full.
+    Each has the shape [*batch, *parameter], the batch dims in full (save for the laws of this
+    package that keep constant parameters unexpanded).
 
     Raises:
         CapabilityError: the class keeps arguments other than its parameters (a base distribution,
@@ -39,10 +41,14 @@ def constructor_arguments(dist: Distribution) -> dict[str, Tensor]:
         >>> sorted(constructor_arguments(td.Normal(torch.zeros(2), 1.0)))
         ['loc', 'scale']
     """
+    own = getattr(dist, "stored_arguments", None)
+    if own is not None:
+        return dict(own())
     names = list(dist.arg_constraints)
     if {"probs", "logits"} <= set(names):
         names.remove("probs")
     if isinstance(dist, td.MultivariateNormal):
+        # Only one of its three matrices may be given.
         names = ["loc", "scale_tril"]
     found = {name: getattr(dist, name, None) for name in names}
     values = {name: value for name, value in found.items() if isinstance(value, Tensor)}
@@ -57,22 +63,35 @@ def constructor_arguments(dist: Distribution) -> dict[str, Tensor]:
 def _full(dist: Distribution, name: str, value: Tensor) -> Tensor:
     """Expand a parameter that is stored without all batch dims."""
     try:
-        own = dist.arg_constraints[name].event_dim
+        event_dim = dist.arg_constraints[name].event_dim
     except NotImplementedError as error:
         raise CapabilityError(
             f"{type(dist).__name__}.{name} has a shape that depends on other arguments; use a law "
             "whose constraints state theirs"
         ) from error
-    return value.expand(dist.batch_shape + value.shape[value.ndim - own :])
+    return value.expand(dist.batch_shape + value.shape[value.ndim - event_dim :])
 
 
-def _on_batch(dist: _D, change: Callable[[Tensor], Tensor]) -> _D:
-    """Rebuild ``dist`` with ``change`` applied to the leading batch dims of each parameter."""
+def map_batch(dist: _D, change: Callable[[Tensor], Tensor]) -> _D:
+    """Rebuild a distribution with ``change`` applied to each parameter [*batch, *parameter].
+
+    ``change`` may touch the leading dims only: index, reshape or permute them.
+
+    Raises:
+        CapabilityError: the class cannot be rebuilt from its parameters.
+
+    Example:
+        >>> import torch
+        >>> import torch.distributions as td
+        >>> map_batch(td.Normal(torch.zeros(4), 1.0), lambda value: value[:2]).batch_shape
+        torch.Size([2])
+    """
+    own = getattr(dist, "map_batch", None)
+    if own is not None:
+        return own(change)
     if isinstance(dist, td.Independent):
         rebuilt: Any = type(dist)(
-            _on_batch(dist.base_dist, change),
-            dist.reinterpreted_batch_ndims,
-            validate_args=False,
+            map_batch(dist.base_dist, change), dist.reinterpreted_batch_ndims, validate_args=False
         )
         return rebuilt
     arguments: dict[str, Any] = {
@@ -103,7 +122,8 @@ def select(dist: _D, index: Tensor | int) -> _D:
     """
     if len(dist.batch_shape) == 0:
         raise ShapeError(f"expected {type(dist).__name__} with batch shape [k, ...], got none")
-    return _on_batch(dist, lambda value: value[index])
+    own = getattr(dist, "select_batch", None)
+    return map_batch(dist, lambda value: value[index]) if own is None else own(index)
 
 
 def flatten_batch(dist: _D, n: int) -> _D:
@@ -124,7 +144,8 @@ def flatten_batch(dist: _D, n: int) -> _D:
             f"expected {type(dist).__name__} with at least {n} batch dims, "
             f"got batch shape {tuple(dist.batch_shape)}"
         )
-    return _on_batch(dist, lambda value: value.flatten(0, n - 1))
+    own = getattr(dist, "flatten_batch", None)
+    return map_batch(dist, lambda value: value.flatten(0, n - 1)) if own is None else own(n)
 
 
 _COMMON = (
@@ -148,7 +169,10 @@ def register_storables() -> None:
         >>> unpack(*pack(td.Normal(torch.tensor(2.0), 1.0))).loc
         tensor(2.)
     """
-    for cls in (StudentT, MultivariateStudentT, MultiOutputStudentT, MultiOutputNormal):
+    for cls in (
+        *(StudentT, MultivariateStudentT, ScaledMultivariateNormal),
+        *(MultiOutputStudentT, MultiOutputNormal),
+    ):
         _register(cls, cls.__name__)
     for name in _COMMON:
         _register(getattr(td, name), f"torch.{name}")

@@ -19,6 +19,7 @@ from probkit.distributions.multivariate import (
     MultiOutputNormal,
     MultiOutputStudentT,
     MultivariateStudentT,
+    ScaledMultivariateNormal,
 )
 from probkit.distributions.student_t import StudentT, student_t_cdf, student_t_icdf
 from probkit.errors import CapabilityError, DataError
@@ -271,17 +272,18 @@ def _(dist: Any) -> Distribution:
 
 @marginals.register(td.MultivariateNormal)
 @marginals.register(td.LowRankMultivariateNormal)
-@marginals.register(MultiOutputNormal)
 def _(dist: Any) -> Distribution:
     return pyro.distributions.Normal(dist.mean, dist.variance.sqrt(), validate_args=False)
+
+
+@marginals.register(MultiOutputNormal)
+@marginals.register(ScaledMultivariateNormal)
+def _(dist: Any) -> Distribution:
+    return pyro.distributions.Normal(dist.loc, dist.marginal_scale(), validate_args=False)
 
 
 @marginals.register(MultivariateStudentT)
 @marginals.register(MultiOutputStudentT)
 def _(dist: Any) -> Distribution:
-    scale = dist.scale_tril.square().sum(-1).sqrt()
-    df = dist.df.unsqueeze(-1)
-    if isinstance(dist, MultiOutputStudentT):
-        scale, df = scale.unsqueeze(-1), df.unsqueeze(-1)
-    df, scale = df.expand(dist.loc.shape), scale.expand(dist.loc.shape)
-    return StudentT(df, dist.loc, scale, validate_args=False)
+    df = dist.df.reshape(dist.batch_shape + (1,) * len(dist.event_shape)).expand(dist.loc.shape)
+    return StudentT(df, dist.loc, dist.marginal_scale(), validate_args=False)

@@ -16,6 +16,7 @@ from probkit.distributions.multivariate import (
     MultiOutputNormal,
     MultiOutputStudentT,
     MultivariateStudentT,
+    ScaledMultivariateNormal,
 )
 from probkit.rng import scope, stream
 
@@ -107,14 +108,11 @@ def _(dist: td.MultivariateNormal, shape: torch.Size, generator: torch.Generator
 
 @_draw.register(MultiOutputNormal)
 @_draw.register(MultiOutputStudentT)
+@_draw.register(MultivariateStudentT)
+@_draw.register(ScaledMultivariateNormal)
 def _(dist: Any, shape: torch.Size, generator: torch.Generator) -> Tensor:
     draws: Tensor = dist._draw(shape, _on(dist.loc, generator))
     return draws
-
-
-@_draw.register
-def _(dist: MultivariateStudentT, shape: torch.Size, generator: torch.Generator) -> Tensor:
-    return dist._one._draw(shape, _on(dist.loc, generator)).squeeze(-1)
 
 
 @_draw.register(td.Independent)
