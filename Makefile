@@ -57,8 +57,9 @@ wheel: $(VENV)/.stamp-test  ## build wheel and sdist, install the wheel elsewher
 gpu: $(VENV)/.stamp-test  ## the tests that need a CUDA device
 	$(PYTEST) -m gpu
 
-bench: $(VENV)/.stamp-test  ## the benchmarks, side by side with peers
-	$(BIN)/python -m benchmarks
+bench: $(VENV)/.stamp-test  ## the benchmarks, side by side with peers, and their tables
+	$(BIN)/python -m benchmarks run
+	$(BIN)/python -m benchmarks report
 
 notebooks: $(VENV)/.stamp-test  ## execute the notebooks and check their named values
 	OMP_NUM_THREADS=1 $(BIN)/python notebooks/run.py --out docs/tutorials

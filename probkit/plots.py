@@ -1,7 +1,8 @@
 """Pictures of posteriors and predictions in one quiet style.
 
 Every function draws on a matplotlib ``Axes`` and returns it. Figures are made by :func:`figure`,
-without pyplot, so that no global back end or figure list is touched.
+without pyplot, so that no global back end or figure list is touched. Calls of your own on the axes,
+such as titles and legends, get the same style inside ``with style():``.
 """
 
 from __future__ import annotations
@@ -111,6 +112,7 @@ def figure(
     return made, axes
 
 
+@style()
 def interval_plot(
     ax: Axes,
     labels: Sequence[str],
@@ -189,6 +191,7 @@ def coverage(pit: ArrayLike, levels: ArrayLike) -> NDArray[np.float64]:
     return inside.mean(axis=1)
 
 
+@style()
 def calibration_plot(
     ax: Axes,
     pits: Mapping[str, ArrayLike],
@@ -238,6 +241,7 @@ def calibration_plot(
     return ax
 
 
+@style()
 def density_plot(
     ax: Axes,
     draws: Mapping[str, ArrayLike],
@@ -289,6 +293,7 @@ def density_plot(
     return ax
 
 
+@style()
 def band_plot(
     ax: Axes,
     x: ArrayLike,
@@ -331,6 +336,7 @@ def band_plot(
     return ax
 
 
+@style()
 def trace_plot(ax: Axes, draws: ArrayLike, *, label: str | None = None) -> Axes:
     """Draw the draws of one scalar in order, one line a chain.
 

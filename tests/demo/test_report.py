@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import numpy as np
@@ -87,17 +88,18 @@ def test_figures_leave_no_global_state(tmp_path):
 
 
 def test_pyplot_figures_are_closed(tmp_path):
-    import matplotlib
-
-    backend = matplotlib.rcParams._get("backend")
-    matplotlib.use("agg")
-    try:
-        pyplot = __import__("matplotlib.pyplot", fromlist=["pyplot"])
-        fig, _ = pyplot.subplots()
-        DemoContext(out=tmp_path, prefix="toy").figure(fig, "line", "a line")
-        assert pyplot.get_fignums() == []
-    finally:
-        matplotlib.rcParams._set("backend", backend)
+    # in a process of its own, since pyplot sets a back end for good
+    code = (
+        "import pathlib, sys, matplotlib; matplotlib.use('agg')\n"
+        "from matplotlib import pyplot\n"
+        "from probkit.demo import DemoContext\n"
+        "fig, _ = pyplot.subplots()\n"
+        "DemoContext(out=pathlib.Path('.'), prefix='toy').figure(fig, 'line', 'a line')\n"
+        "sys.exit(len(pyplot.get_fignums()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
+    assert done.returncode == 0
+    assert (tmp_path / "toy-line.png").exists()
 
 
 def test_track_is_plain_iteration_off_a_terminal(tmp_path, monkeypatch, capsys):
