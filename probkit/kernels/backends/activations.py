@@ -1,0 +1,311 @@
+r"""Expectations of activations under a bivariate normal law: what a hidden layer does to a kernel.
+
+For a layer with activation :math:`\phi` and inputs :math:`(u, v) \sim N(0, [[k, K], [K, k']])`,
+
+- variance: :math:`f(k) = E[\phi(u)^2]`,
+- covariance: :math:`F(K, k, k') = E[\phi(u) \phi(v)]`,
+- derivative: :math:`\dot F(K, k, k') = E[\phi'(u) \phi'(v)] = \partial F / \partial K`.
+
+Each :class:`Activation` gives them twice: as differentiable functions of whole tensors, and as an
+in-place function of one tile with buffers that the caller owns. An activation without a closed form
+takes the same place in the table by giving the same methods.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from probkit.errors import DataError
+
+__all__ = ["ACTIVATIONS", "Activation", "Erf", "ReLU", "activation_of"]
+
+
+class Activation(ABC):
+    """Moments of one activation under normal inputs.
+
+    Shapes: ``K`` [*batch, n, m]; ``k1`` [*batch, n, 1] and ``k2`` [*batch, 1, m] are the variances
+    of rows and columns, with the same batch dims; ``k`` has any shape.
+    """
+
+    name: str
+
+    @abstractmethod
+    def variance(self, k: Tensor) -> Tensor:
+        """Return E[phi(u)^2], u ~ N(0, k), differentiable."""
+
+    @abstractmethod
+    def derivative_variance(self, k: Tensor) -> Tensor:
+        """Return E[phi'(u)^2], u ~ N(0, k), differentiable."""
+
+    @abstractmethod
+    def covariance(self, K: Tensor, k1: Tensor, k2: Tensor) -> Tensor:
+        """Return F [*batch, n, m], twice differentiable, with finite gradients everywhere."""
+
+    @abstractmethod
+    def derivative(self, K: Tensor, k1: Tensor, k2: Tensor) -> Tensor:
+        """Return dF/dK [*batch, n, m], differentiable, with finite gradients everywhere."""
+
+    @abstractmethod
+    def factors(self, k: Tensor) -> tuple[Tensor, ...]:
+        """Return what :meth:`covariance_` needs from the variances [n], as vectors [n]."""
+
+    @abstractmethod
+    def covariance_(
+        self,
+        K: Tensor,
+        rows: tuple[Tensor, ...],
+        columns: tuple[Tensor, ...],
+        gain: float,
+        work: Tensor,
+        derivative: Tensor,
+        *,
+        with_derivative: bool,
+    ) -> None:
+        """Replace the tile ``K`` [r, c] by gain * F, without allocating.
+
+        Args:
+            K: The tile, overwritten.
+            rows: :meth:`factors` of the rows, each [r, 1].
+            columns: :meth:`factors` of the columns, each [1, c].
+            gain: Factor of the result (the weight variance of the next layer).
+            work: Scratch [r, c].
+            derivative: Scratch [r, c]; holds dF/dK afterwards (no gain) if ``with_derivative``.
+            with_derivative: Whether dF/dK is wanted.
+        """
+
+
+# --------------------------------------------------------------------------- ReLU
+
+
+class ReLU(Activation):
+    r"""phi(u) = max(u, 0): the arc-cosine kernel of order one (Cho and Saul, 2009, eq. 6).
+
+    With :math:`c = K / \sqrt{k k'}`, :math:`\varphi = \pi - \arccos c` and
+    :math:`s = \sqrt{1 - c^2}`: :math:`F = \sqrt{k k'} (s + \varphi c) / 2 \pi` and
+    :math:`\dot F = \varphi / 2 \pi`. A row of zero variance has c = 0 by rule, hence F = 0.
+
+    Example:
+        >>> half = torch.tensor([[0.5]], dtype=torch.float64)
+        >>> one = torch.ones(1, 1, dtype=torch.float64)
+        >>> round(ReLU().covariance(half, one, one).item(), 12)
+        0.304498890522
+    """
+
+    name = "relu"
+
+    def variance(self, k: Tensor) -> Tensor:
+        """Variance f(k) [*any]."""
+        return k / 2
+
+    def derivative_variance(self, k: Tensor) -> Tensor:
+        """Variance of phi'(u) [*any]."""
+        return torch.full_like(k, 0.5)
+
+    def covariance(self, K: Tensor, k1: Tensor, k2: Tensor) -> Tensor:
+        """Covariance F [*batch, n, m]."""
+        return _ReLUCovariance.apply(K, k1, k2)
+
+    def derivative(self, K: Tensor, k1: Tensor, k2: Tensor) -> Tensor:
+        """Derivative dF/dK [*batch, n, m]."""
+        _, angle, _ = _sine_and_angle(K, _inverse_root(k1), _inverse_root(k2))
+        return angle / (2 * math.pi)
+
+    def factors(self, k: Tensor) -> tuple[Tensor, ...]:
+        """Root of the variance and its inverse [n]."""
+        return k.sqrt(), _inverse_root(k)
+
+    def covariance_(
+        self,
+        K: Tensor,
+        rows: tuple[Tensor, ...],
+        columns: tuple[Tensor, ...],
+        gain: float,
+        work: Tensor,
+        derivative: Tensor,
+        *,
+        with_derivative: bool,
+    ) -> None:
+        """Replace the tile ``K`` [r, c] by gain * F, without allocating."""
+        root1, inverse1 = rows
+        root2, inverse2 = columns
+        c, sine, angle = K, work, derivative
+        # -c instead of c: atan2(s, -c) is pi - arccos(c), and cheaper than arccos
+        c.mul_(-inverse1).mul_(inverse2).clamp_(-1.0, 1.0)
+        torch.sub(torch.ones((), dtype=c.dtype, device=c.device), c, out=sine)
+        # (1 - c)(1 + c) keeps full relative accuracy near |c| = 1, where 1 - c^2 does not
+        torch.addcmul(sine, sine, c, out=sine).sqrt_()
+        torch.atan2(sine, c, out=angle)
+        torch.addcmul(sine, angle, c, value=-1.0, out=K)
+        K.mul_(root1 * (gain / (2 * math.pi))).mul_(root2)
+        if with_derivative:
+            angle.mul_(1 / (2 * math.pi))
+
+
+class _ReLUCovariance(torch.autograd.Function):
+    """Closed-form backward: autograd through arccos and sqrt is NaN on the diagonal (c = 1)."""
+
+    @staticmethod
+    def forward(ctx: Any, K: Tensor, k1: Tensor, k2: Tensor) -> Tensor:
+        sine, angle, c = _sine_and_angle(K, _inverse_root(k1), _inverse_root(k2))
+        ctx.save_for_backward(K, k1, k2, sine, angle)
+        return (c.mul_(angle).add_(sine)).mul_(k1.sqrt() / (2 * math.pi)).mul_(k2.sqrt())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (G,) = grads
+        K, k1, k2, sine, angle = ctx.saved_tensors
+        inverse1, inverse2 = _inverse_root(k1), _inverse_root(k2)
+        if torch.is_grad_enabled():  # double backward: as functions of K, k1 and k2
+            sine, angle, _ = _sine_and_angle(K, inverse1, inverse2)
+        grad_K = grad_k1 = grad_k2 = None
+        if ctx.needs_input_grad[0]:
+            grad_K = G * angle / (2 * math.pi)
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            weighted = G * sine
+            grad_k1 = weighted @ (k2 * inverse2).mT * inverse1 / (4 * math.pi)
+            grad_k2 = (k1 * inverse1).mT @ weighted * inverse2 / (4 * math.pi)
+        return grad_K, grad_k1, grad_k2
+
+
+def _inverse_root(k: Tensor) -> Tensor:
+    """Return 1 / sqrt(k), and 0 with zero gradient where k = 0."""
+    positive = k > 0
+    return torch.where(positive, torch.where(positive, k, 1.0).rsqrt(), 0.0)
+
+
+def _sine_and_angle(K: Tensor, inverse1: Tensor, inverse2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return sqrt(1 - c^2), pi - arccos(c), c; gradients are zero by rule where |c| = 1."""
+    c = (K * inverse1 * inverse2).clamp(-1.0, 1.0)
+    square = (1 - c) * (1 + c)
+    if square.requires_grad:
+        inside = square > 0
+        sine = torch.where(inside, torch.where(inside, square, 1.0).sqrt(), 0.0)
+    else:
+        sine = square.sqrt()
+    return sine, torch.atan2(sine, -c), c
+
+
+# --------------------------------------------------------------------------- erf
+
+
+class Erf(Activation):
+    r"""phi(u) = erf(u): the arcsine kernel (Williams, 1997, eq. 11).
+
+    With :math:`p = 1 + 2 k` and :math:`c = 2 K / \sqrt{p p'}`:
+    :math:`F = (2 / \pi) \arcsin c` and
+    :math:`\dot F = (4 / \pi) / \sqrt{p p' - 4 K^2} = (4 / \pi) / \sqrt{p p' (1 - c^2)}`.
+
+    Example:
+        >>> half = torch.tensor([[0.5]], dtype=torch.float64)
+        >>> one = torch.ones(1, 1, dtype=torch.float64)
+        >>> round(Erf().covariance(half, one, one).item(), 12)
+        0.216346895939
+    """
+
+    name = "erf"
+
+    def variance(self, k: Tensor) -> Tensor:
+        """Variance f(k) [*any]."""
+        # arcsin(2k / (1 + 2k)), without the infinite slope of arcsin at large k
+        return torch.atan2(2 * k, (1 + 4 * k).sqrt()) * (2 / math.pi)
+
+    def derivative_variance(self, k: Tensor) -> Tensor:
+        """Variance of phi'(u) [*any]."""
+        return (4 / math.pi) / (1 + 4 * k).sqrt()
+
+    def covariance(self, K: Tensor, k1: Tensor, k2: Tensor) -> Tensor:
+        """Covariance F [*batch, n, m]."""
+        return _ErfCovariance.apply(K, k1, k2)
+
+    def derivative(self, K: Tensor, k1: Tensor, k2: Tensor) -> Tensor:
+        """Derivative dF/dK [*batch, n, m]."""
+        inverse1, inverse2 = (1 + 2 * k1).rsqrt(), (1 + 2 * k2).rsqrt()
+        _, cosine = _arcsine_argument(K, inverse1, inverse2)
+        return (4 / math.pi) * inverse1 * inverse2 / cosine
+
+    def factors(self, k: Tensor) -> tuple[Tensor, ...]:
+        """Inverse root of 1 + 2 k [n]."""
+        return ((1 + 2 * k).rsqrt(),)
+
+    def covariance_(
+        self,
+        K: Tensor,
+        rows: tuple[Tensor, ...],
+        columns: tuple[Tensor, ...],
+        gain: float,
+        work: Tensor,
+        derivative: Tensor,
+        *,
+        with_derivative: bool,
+    ) -> None:
+        """Replace the tile ``K`` [r, c] by gain * F, without allocating."""
+        (inverse1,), (inverse2,) = rows, columns
+        K.mul_(2 * inverse1).mul_(inverse2).clamp_(-1.0, 1.0)
+        if with_derivative:
+            torch.sub(torch.ones((), dtype=K.dtype, device=K.device), K, out=work)
+            torch.addcmul(work, work, K, out=derivative)
+            derivative.clamp_(min=torch.finfo(K.dtype).eps).rsqrt_()
+            derivative.mul_(inverse1 * (4 / math.pi)).mul_(inverse2)
+        K.asin_().mul_(gain * 2 / math.pi)
+
+
+class _ErfCovariance(torch.autograd.Function):
+    """Closed-form backward, finite even where rounding makes c = 1 (huge variances)."""
+
+    @staticmethod
+    def forward(ctx: Any, K: Tensor, k1: Tensor, k2: Tensor) -> Tensor:
+        ctx.save_for_backward(K, k1, k2)
+        c, _ = _arcsine_argument(K, (1 + 2 * k1).rsqrt(), (1 + 2 * k2).rsqrt())
+        return c.asin_().mul_(2 / math.pi)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (G,) = grads
+        K, k1, k2 = ctx.saved_tensors
+        inverse1, inverse2 = (1 + 2 * k1).rsqrt(), (1 + 2 * k2).rsqrt()
+        c, cosine = _arcsine_argument(K, inverse1, inverse2)
+        scaled = G * (2 / math.pi) / cosine
+        grad_K = grad_k1 = grad_k2 = None
+        if ctx.needs_input_grad[0]:
+            grad_K = scaled * (2 * inverse1) * inverse2
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            scaled = scaled * c
+            grad_k1 = -scaled.sum(-1, keepdim=True) * inverse1**2
+            grad_k2 = -scaled.sum(-2, keepdim=True) * inverse2**2
+        return grad_K, grad_k1, grad_k2
+
+
+def _arcsine_argument(K: Tensor, inverse1: Tensor, inverse2: Tensor) -> tuple[Tensor, Tensor]:
+    """Correlation c = 2 K / sqrt(p p') and sqrt(1 - c^2) > 0."""
+    c = (2 * K * inverse1 * inverse2).clamp(-1.0, 1.0)
+    return c, ((1 - c) * (1 + c)).clamp(min=torch.finfo(c.dtype).eps).sqrt()
+
+
+# --------------------------------------------------------------------------- by name
+
+ACTIVATIONS: Mapping[str, Activation] = MappingProxyType({a.name: a for a in (ReLU(), Erf())})
+"""Every activation that a kernel may name."""
+
+
+def activation_of(name: str) -> Activation:
+    """Look an activation up by name.
+
+    Raises:
+        DataError: The name is unknown.
+
+    Example:
+        >>> activation_of("erf").name
+        'erf'
+    """
+    if name not in ACTIVATIONS:
+        raise DataError(
+            f"activation: expected one of {', '.join(map(repr, ACTIVATIONS))}, got {name!r}"
+        )
+    return ACTIVATIONS[name]

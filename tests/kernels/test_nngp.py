@@ -1,0 +1,342 @@
+from __future__ import annotations
+
+import copy
+
+import gpytorch
+import pytest
+import torch
+from botorch.models.kernels import InfiniteWidthBNNKernel
+from gpytorch.kernels import RBFKernel, ScaleKernel
+from gpytorch.priors import GammaPrior
+
+from probkit.errors import DataError, ShapeError
+from probkit.kernels import NNGPKernel
+
+F64 = torch.float64
+X = torch.tensor([(1, 0.5, -0.3), (0.2, -1, 0.7), (-0.4, 0.1, 0.9), (0.3, 0.3, 0.3)], dtype=F64)
+
+
+def kernel_of(activation="relu", **options):
+    return NNGPKernel(3, activation, w_std=1.5, b_std=0.3, last_w_std=1.2, **options)
+
+
+# Values of an independent JAX implementation (neural-tangents), twelve decimals.
+REFERENCE = {
+    "relu": (
+        (0.590840049935, 0.788024388280),
+        (0.926054942600, 1.766985169902),
+        (1.13551875, 1.265371875, 0.88948125, 0.404240625),
+    ),
+    "erf": (
+        (-0.089301105525, 0.294827860080),
+        (-0.508525390048, 1.083777686728),
+        (0.719145324406, 0.723138644974, 0.708626229957, 0.651470977293),
+    ),
+}
+
+
+@pytest.mark.parametrize("activation", ["relu", "erf"])
+@torch.no_grad()
+def test_reference_values(activation):
+    off_diagonal, tangent, diagonal = REFERENCE[activation]
+    kernel = kernel_of(activation)
+    K, theta = kernel(X).to_dense(), kernel.ntk(X)
+    assert K[0, 2].item() == pytest.approx(off_diagonal[0], abs=1e-12)
+    assert K[1, 2].item() == pytest.approx(off_diagonal[1], abs=1e-12)
+    assert theta[0, 2].item() == pytest.approx(tangent[0], abs=1e-12)
+    assert theta[1, 2].item() == pytest.approx(tangent[1], abs=1e-12)
+    assert kernel(X, diag=True).tolist() == pytest.approx(diagonal, abs=1e-12)
+    assert K.diagonal().tolist() == pytest.approx(diagonal, abs=1e-12)
+
+
+@pytest.mark.parametrize("activation", ["relu", "erf"])
+@pytest.mark.parametrize("depth", [0, 1, 4])
+@torch.no_grad()
+def test_matches_the_naive_recursion(activation, depth, naive_matrix, points):
+    x1, x2 = points(5, 3), points(4, 3, seed=1)
+    kernel = NNGPKernel(depth, activation, 1.3, 0.4, 0.8, 0.6)
+    stds = [(1.3, 0.4)] * depth + [(0.8, 0.6)]
+    torch.testing.assert_close(
+        kernel(x1, x2).to_dense(), naive_matrix(x1, x2, stds, activation), rtol=1e-13, atol=1e-13
+    )
+    torch.testing.assert_close(
+        kernel.ntk(x1, x2), naive_matrix(x1, x2, stds, activation, True), rtol=1e-13, atol=1e-13
+    )
+    assert torch.equal(kernel.ntk(x1, diag=True), kernel.ntk(x1).diagonal())
+
+
+@torch.no_grad()
+def test_matches_botorch(points):
+    x1, x2 = points(40, 4), points(30, 4, seed=1)
+    theirs = InfiniteWidthBNNKernel(depth=3).double()
+    theirs.weight_var, theirs.bias_var = 1.7, 0.2
+    ours = NNGPKernel(3, "relu", 1.7**0.5, 0.2**0.5, 1.7**0.5, 0.2**0.5)
+    # its clamp of arccos at 1 - 1e-7 acts on the diagonal only, here; its variances are in float32
+    weight, bias = theirs.weight_var.item(), theirs.bias_var.item()
+    ours.w_std = ours.last_w_std = weight**0.5
+    ours.b_std = ours.last_b_std = bias**0.5
+    torch.testing.assert_close(
+        ours(x1, x2).to_dense(), theirs(x1, x2).to_dense(), rtol=1e-12, atol=1e-12
+    )
+    torch.testing.assert_close(ours(x1).to_dense(), theirs(x1).to_dense(), rtol=2e-6, atol=0)
+    torch.testing.assert_close(ours(x1, diag=True), theirs(x1, diag=True), rtol=1e-12, atol=0)
+
+
+# ------------------------------------------------------------------------- GPyTorch conventions
+
+
+@torch.no_grad()
+def test_batch_shape_equals_loop(points):
+    stds = torch.tensor([0.7, 1.0, 1.9], dtype=F64)
+    kernel = NNGPKernel(2, w_std=stds, b_std=0.2, batch_shape=torch.Size([3]))
+    assert kernel.w_std.shape == (3, 1, 1)
+    x1, x2 = points(5, 2), points(4, 2, seed=1)
+    K = kernel(x1, x2).to_dense()
+    assert K.shape == kernel(x1, x2).shape == (3, 5, 4)
+    for k, std in enumerate(stds):
+        one = NNGPKernel(2, w_std=std, b_std=0.2)
+        torch.testing.assert_close(K[k], one(x1, x2).to_dense(), rtol=1e-13, atol=1e-13)
+        torch.testing.assert_close(kernel[k](x1, x2).to_dense(), K[k], rtol=1e-13, atol=1e-13)
+    each = points(3, 5, 2, seed=2)
+    assert kernel(each).to_dense().shape == (3, 5, 5)
+    assert kernel(each, diag=True).shape == (3, 5)
+
+
+@torch.no_grad()
+def test_expand_batch_keeps_columns(points):
+    x = points(4, 5)
+    kernel = kernel_of(active_dims=(1, 3))
+    expanded = kernel.expand_batch(torch.Size([2, 3]))
+    assert expanded.batch_shape == (2, 3)
+    K = expanded(x).to_dense()
+    assert K.shape == (2, 3, 4, 4)
+    torch.testing.assert_close(K[1, 2], kernel_of()(x[:, [1, 3]]).to_dense())
+    assert kernel.batch_shape == ()
+    assert torch.equal(expanded[0, 1](x).to_dense(), K[0, 1])
+
+
+@torch.no_grad()
+def test_lazy_indexing(points):
+    x1, x2 = points(6, 2), points(5, 2, seed=1)
+    lazy, dense = kernel_of()(x1, x2), kernel_of()(x1, x2).to_dense()
+    assert torch.equal(lazy[2:4, 1:].to_dense(), dense[2:4, 1:])
+    flipped = kernel_of()(x1, x1.flip(0))
+    torch.testing.assert_close(
+        flipped.diagonal(), flipped.to_dense().diagonal(), rtol=1e-13, atol=1e-13
+    )
+
+
+@torch.no_grad()
+def test_one_column_and_active_dims(points):
+    x = points(6, 3)
+    only = kernel_of(active_dims=(1,))
+    torch.testing.assert_close(only(x).to_dense(), kernel_of()(x[:, 1]).to_dense())
+    torch.testing.assert_close(only.ntk(x), kernel_of().ntk(x[:, 1]))
+    columns = kernel_of().forward(x, x, last_dim_is_batch=True)
+    assert columns.shape == (3, 6, 6)
+    torch.testing.assert_close(columns[1], only(x).to_dense())
+    torch.testing.assert_close(
+        kernel_of().forward(x, x, diag=True, last_dim_is_batch=True)[1], only(x, diag=True)
+    )
+
+
+@torch.no_grad()
+def test_inside_other_kernels(points):
+    x = points(6, 2)
+    inner, rbf = kernel_of("erf"), RBFKernel().double()
+    scaled = ScaleKernel(inner).double()
+    scaled.outputscale = 2.5
+    K, R = inner(x).to_dense(), rbf(x).to_dense()
+    torch.testing.assert_close(scaled(x).to_dense(), 2.5 * K)
+    torch.testing.assert_close((inner + rbf)(x).to_dense(), K + R)
+    torch.testing.assert_close((inner * rbf)(x).to_dense(), K * R)
+
+
+class _Dense(torch.nn.Module):
+    """Evaluates inside the call, while the parameters are replaced."""
+
+    def __init__(self, kernel):
+        super().__init__()
+        self.kernel = kernel
+
+    def forward(self, x):
+        return self.kernel(x).to_dense()
+
+
+def test_functional_call(points):
+    kernel, x = kernel_of(), points(5, 2)
+    before = copy.deepcopy(kernel.state_dict())
+    other = NNGPKernel(3, w_std=0.9, b_std=0.3, last_w_std=1.2)
+    raw = {"raw_w_std": other.raw_w_std.detach().requires_grad_()}
+    K = torch.func.functional_call(_Dense(kernel), {f"kernel.{k}": v for k, v in raw.items()}, x)
+    torch.testing.assert_close(K, other(x).to_dense())
+    K.sum().backward()
+    assert raw["raw_w_std"].grad.item() > 0
+    assert all(torch.equal(kernel.state_dict()[name], old) for name, old in before.items())
+
+
+class _Regression(gpytorch.models.ExactGP):
+    def __init__(self, x, y, likelihood, kernel):
+        super().__init__(x, y, likelihood)
+        self.mean_module, self.covar_module = gpytorch.means.ZeroMean(), kernel
+
+    def forward(self, x):
+        return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("activation", ["relu", "erf"])
+def test_exact_gp_trains_and_predicts(dtype, activation, points):
+    x = points(30, 2).to(dtype)
+    y = torch.sin(x[:, 0])
+    likelihood = gpytorch.likelihoods.GaussianLikelihood().to(dtype)
+    model = _Regression(x, y, likelihood, NNGPKernel(2, activation, last_b_std=0.5))
+    objective = gpytorch.mlls.ExactMarginalLogLikelihood(likelihood, model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    losses = []
+    for _ in range(10):
+        optimizer.zero_grad()
+        loss = -objective(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.05
+    model.eval()
+    new = points(4, 2, seed=3).to(dtype).requires_grad_()
+    prediction = model(new)
+    prediction.variance.sum().backward()
+    assert prediction.mean.dtype == dtype
+    assert new.grad.isfinite().all()
+
+
+def test_gradient_reaches_both_inputs_when_they_are_equal(points):
+    """Equal values in two tensors are one input only where no gradient could tell."""
+    x1 = points(3, 2).requires_grad_()
+    x2 = x1.detach().clone().requires_grad_()
+    G = points(3, 3, seed=1)
+    (kernel_of()(x1, x2).to_dense() * G).sum().backward()
+    shift = 1e-6
+    for x, kind in ((x1, 0), (x2, 1)):
+        moved = [[a.detach().clone(), b.detach().clone()] for a, b in [(x1, x2)] * 2]
+        moved[0][kind][0, 1] += shift
+        moved[1][kind][0, 1] -= shift
+        up, down = ((kernel_of().forward(*pair) * G).sum() for pair in moved)
+        assert x.grad[0, 1].item() == pytest.approx(((up - down) / (2 * shift)).item(), abs=1e-6)
+
+
+# ------------------------------------------------------------------------- hyper-parameters
+
+
+def names_of(kernel):
+    return {name.removeprefix("raw_") for name, _ in kernel.named_parameters()}
+
+
+def test_what_is_learned():
+    assert names_of(NNGPKernel()) == {"w_std", "b_std"}
+    assert names_of(NNGPKernel(b_std=0.0)) == {"w_std"}
+    assert names_of(NNGPKernel(last_b_std=0.1)) == {"w_std", "b_std", "last_b_std"}
+    assert names_of(NNGPKernel(depth=0, last_b_std=0.1)) == {"last_b_std"}
+    assert names_of(NNGPKernel(learn=("last_w_std", "w_std"))) == {"w_std", "last_w_std"}
+    assert names_of(NNGPKernel(learn=())) == set()
+
+
+def test_fixed_zero_bias_is_exact():
+    kernel = NNGPKernel(b_std=0.0)
+    assert kernel.b_std.item() == 0.0
+    zero = torch.zeros(1, 3, dtype=F64)
+    assert kernel(zero, X).to_dense().eq(0).all()
+    assert kernel.ntk(zero, X).eq(0).all()
+
+
+def test_values_are_set_and_read():
+    kernel = NNGPKernel()
+    for name, value in {"w_std": 0.8, "b_std": 0.1, "last_w_std": 2.0, "last_b_std": 0.4}.items():
+        setattr(kernel, name, value)
+        assert getattr(kernel, name).item() == pytest.approx(value, rel=1e-14)
+    kernel.initialize(w_std=1.1, last_w_std=0.9)
+    assert kernel.w_std.item() == pytest.approx(1.1, rel=1e-14)
+    assert kernel.last_w_std.item() == pytest.approx(0.9, rel=1e-14)
+
+
+def test_prior_on_a_standard_deviation():
+    kernel = NNGPKernel()
+    kernel.register_prior("w_std_prior", GammaPrior(2.0, 1.0), "w_std")
+    ((_, module, prior, closure, setter),) = kernel.named_priors()
+    assert prior.log_prob(closure(module)).isfinite().all()
+    setter(module, torch.tensor(0.7))
+    assert kernel.w_std.item() == pytest.approx(0.7, rel=1e-7)
+
+
+def test_state_dict_round_trip(points):
+    source, target = NNGPKernel(w_std=0.7, b_std=1.1, last_w_std=3.0), NNGPKernel()
+    target.load_state_dict(source.state_dict())
+    x = points(4, 2)
+    assert torch.equal(target(x).to_dense(), source(x).to_dense())
+
+
+# ------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"depth": -1}, r"depth: expected a whole number of hidden layers >= 0, got -1"),
+        ({"depth": 1.5}, r"depth: expected a whole number of hidden layers >= 0, got 1.5"),
+        ({"depth": True}, r"depth: expected a whole number"),
+        ({"activation": "tanh"}, r"activation: expected one of 'relu', 'erf', got 'tanh'"),
+        ({"arch": "conv"}, r"arch: expected one of 'mlp', got 'conv'"),
+        ({"w_std": 0.0}, r"w_std: expected finite and > 0, got 0"),
+        ({"w_std": -1.0}, r"w_std: expected finite and > 0, got -1"),
+        ({"last_w_std": float("nan")}, r"last_w_std: expected finite and > 0, got nan"),
+        ({"b_std": -0.1}, r"b_std: expected finite and >= 0, got -0.1"),
+        ({"last_b_std": float("inf")}, r"last_b_std: expected finite and >= 0, got inf"),
+        ({"learn": ("noise",)}, r"learn: expected names out of w_std, b_std, .*got 'noise'"),
+        ({"learn": ("b_std",), "b_std": 0.0}, r"learn: b_std = 0 cannot be learned"),
+        ({"depth": 0, "learn": ("w_std",)}, r"learn: expected names out of last_w_std"),
+        ({"w_std": torch.tensor([1.0, -1.0])}, r"w_std: expected finite and > 0, got values from"),
+    ],
+)
+def test_bad_options(options, text):
+    with pytest.raises(DataError, match=text):
+        NNGPKernel(**options)
+
+
+def test_bad_shapes_of_hyperparameters():
+    with pytest.raises(ShapeError, match=r"w_std: expected a number or .* = \[\], got \[2\]"):
+        NNGPKernel(w_std=torch.tensor([1.0, 2.0]))
+    kernel = NNGPKernel()
+    with pytest.raises(DataError, match="w_std: expected finite and > 0, got 0"):
+        kernel.w_std = kernel.b_std * 0
+    with pytest.raises(DataError, match="b_std: expected > 0 where it is learned, got 0"):
+        NNGPKernel().b_std = 0.0
+
+
+def test_bad_inputs(points):
+    kernel, x = kernel_of(), points(3, 2)
+    with pytest.raises(ShapeError, match=r"with the same d, got d = 2 and 3"):
+        kernel(x, points(3, 3))
+    with pytest.raises(ShapeError, match=r"with the same d, got d = 2 and 3"):
+        kernel.ntk(x, points(3, 3))
+    with pytest.raises(ShapeError, match=r"d >= 1 columns, got \[3, 0\]"):
+        kernel(x[:, :0])
+    with pytest.raises(DataError, match=r"float32 or float64, got torch.float16; use x.double"):
+        kernel(x.half())
+    with pytest.raises(DataError, match=r"float32 or float64, got torch.int64"):
+        kernel(torch.ones(3, 2, dtype=torch.int64))
+    with pytest.raises(DataError, match=r"of one dtype on one device, got torch.float64"):
+        kernel(x, x.float())
+    with pytest.raises(ShapeError, match=r"as many rows, got 3 and 2"):
+        kernel(x, x[:2], diag=True)
+
+
+def test_global_state_is_unchanged(points):
+    x = points(200, 2).requires_grad_()
+    rng, dtype = torch.get_rng_state(), torch.get_default_dtype()
+    lazily = gpytorch.settings.lazily_evaluate_kernels.on()
+    kernel = kernel_of()
+    kernel(x).to_dense().sum().backward()
+    kernel.ntk(x).sum().backward()
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert torch.get_default_dtype() == dtype
+    assert gpytorch.settings.lazily_evaluate_kernels.on() == lazily
+    assert torch.is_grad_enabled()
