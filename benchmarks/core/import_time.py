@@ -21,7 +21,9 @@ def _importing(statement: str) -> Callable[[Workload, str], Task]:
 
     def prepare(workload: Workload, device: str) -> Task:
         def run() -> None:
-            subprocess.run([sys.executable, "-c", statement], check=True)
+            status = subprocess.run([sys.executable, "-c", statement], check=False).returncode
+            if status:
+                raise RuntimeError(f"the fresh process ended with status {status}")
 
         return Task(run=run, fingerprint=lambda _: {})
 
