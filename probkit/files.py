@@ -28,6 +28,7 @@ __all__ = [
     "class_name",
     "load_tree",
     "pack",
+    "packer_of",
     "read_folder",
     "register",
     "save_tree",
@@ -134,7 +135,11 @@ def pack(
             return _float_to_json(float(value))
         if isinstance(value, Tensor):
             key = path or "value"
-            tensors[key] = value.detach().contiguous().clone()
+            plain = value.detach().resolve_conj().resolve_neg()
+            if plain.dtype == torch.complex128:  # safetensors has no such type: pairs of reals
+                tensors[key] = torch.view_as_real(plain.contiguous()).clone()
+                return {_TAG: "tensor", "key": key, "complex": True}
+            tensors[key] = plain.contiguous().clone()
             return {_TAG: "tensor", "key": key}
         if isinstance(value, Mapping):
             if all(isinstance(k, str) for k in value) and _TAG not in value:
@@ -149,7 +154,7 @@ def pack(
         if isinstance(value, torch.dtype | torch.device):
             kind = "dtype" if isinstance(value, torch.dtype) else "device"
             return {_TAG: kind, "name": str(value).removeprefix("torch.")}
-        packer = _packer_of(type(value))
+        packer = packer_of(type(value))
         if packer is None:
             raise DataError(
                 f"cannot store {path or 'the object'}: {type(value).__module__}."
@@ -171,7 +176,8 @@ def _float_to_json(value: float) -> Any:
     return {_TAG: "float", "value": repr(value)}
 
 
-def _packer_of(cls: type) -> Packer | None:
+def packer_of(cls: type) -> Packer | None:
+    """Return how objects of ``cls`` are stored; None for a class that is not registered."""
     packer = _BY_CLASS.get(cls)
     if packer is None and issubclass(cls, torch.distributions.Distribution):
         from probkit.distributions import register_storables
@@ -231,7 +237,8 @@ def unpack(
         if kind == "tensor":
             if value["key"] not in tensors:
                 raise DataError(f"damaged file: tensor {value['key']!r} is missing; save it again")
-            return tensors[value["key"]]
+            tensor = tensors[value["key"]]
+            return torch.view_as_complex(tensor) if value.get("complex") else tensor
         if kind == "float":
             return float(value["value"])
         if kind == "tuple":
