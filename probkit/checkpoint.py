@@ -9,24 +9,20 @@ something else.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import inspect
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from probkit.errors import DataError
-from probkit.files import FORMAT, class_name, load_tree, save_tree, write_atomic
-from probkit.tree import Tree, concatenate
+from probkit.files import FORMAT, load_tree, save_tree, write_atomic
+from probkit.tree import Tree, concatenate, map_tensors
 
-__all__ = ["BlockFile", "Checkpoint", "BlockRun", "fingerprint"]
+__all__ = ["BlockFile", "BlockRun", "Checkpoint"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,8 @@ class Checkpoint:
     def __post_init__(self) -> None:
         if self.seconds < 0 or (self.steps is not None and self.steps < 1):
             raise DataError(
-                f"Checkpoint: expected seconds >= 0 and steps >= 1, got {self.seconds}, {self.steps}"
+                "Checkpoint: expected seconds >= 0 and steps >= 1, "
+                f"got {self.seconds}, {self.steps}"
             )
 
 
@@ -85,6 +82,7 @@ class BlockFile:
         self.chunks: list[str] = []
         self.saved_kept = 0
         self.saved_step = 0
+        self.saved_done = False
         self.saved_at = time.monotonic()
 
     def resume(self, run: BlockRun, device: torch.device) -> bool:
@@ -96,16 +94,7 @@ class BlockFile:
         path = self.folder / "manifest.json"
         if not path.is_file():
             return False
-        try:
-            manifest = json.loads(path.read_text())
-            found, version = manifest["fingerprint"], manifest["format"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise DataError(f"checkpoint {str(path)!r} is damaged; delete it to start anew") from None
-        if version != FORMAT:
-            raise DataError(
-                f"checkpoint {str(self.folder)!r} has format {version}, expected {FORMAT}; "
-                "resume it with the probkit that wrote it, or choose another folder"
-            )
+        found, state, chunks = _read_manifest(path)
         differing = [k for k in {**self.marks, **found} if self.marks.get(k) != found.get(k)]
         if differing:
             parts = "; ".join(
@@ -115,17 +104,15 @@ class BlockFile:
                 f"checkpoint {str(self.folder)!r} belongs to another run ({parts}); "
                 "choose another folder or delete it"
             )
-        saved = load_tree(self.folder / manifest["state"])
+        saved = load_tree(self.folder / state)
         run.state, run.step, run.done = saved["state"], saved["step"], saved["done"]
+        run.kept = [load_tree(self.folder / name) for name in chunks]
         if device.type != "cpu":
-            from probkit.tree import map_tensors
-
-            run.state = map_tensors(lambda t: t.to(device), run.state)
-        for generator, state in zip(run.rngs, saved["rngs"], strict=True):
-            generator.set_state(state)
-        self.chunks = list(manifest["draws"])
-        run.kept = [load_tree(self.folder / name) for name in self.chunks]
-        self.saved_kept, self.saved_step = len(run.kept), run.step
+            run.state, run.kept = map_tensors(lambda t: t.to(device), (run.state, run.kept))
+        for generator, position in zip(run.rngs, saved["rngs"], strict=True):
+            generator.set_state(position)
+        self.chunks = chunks
+        self.saved_kept, self.saved_step, self.saved_done = len(run.kept), run.step, run.done
         return True
 
     def due(self, run: BlockRun) -> bool:
@@ -136,7 +123,7 @@ class BlockFile:
 
     def save(self, run: BlockRun) -> None:
         """Append the new draws, write the state, and point the manifest at both."""
-        if run.step == self.saved_step and self.chunks and not run.done:
+        if (run.step, run.done) == (self.saved_step, self.saved_done):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         fresh = run.kept[self.saved_kept :]
@@ -164,86 +151,25 @@ class BlockFile:
         for old in self.folder.glob("state-*.safetensors"):
             if old.name != state_name:
                 old.unlink()
-        self.saved_kept, self.saved_step = len(run.kept), run.step
+        self.saved_kept, self.saved_step, self.saved_done = len(run.kept), run.step, run.done
         self.saved_at = time.monotonic()
 
 
-def fingerprint(
-    model: Any, sampler: Any, guide: Any, data: Any, seed: int, chains: int
-) -> dict[str, str]:
-    """Describe a run by short strings that must agree for a checkpoint to be resumed."""
-    import probkit
-
-    return {
-        "model": _mark(model),
-        "sampler": _mark(sampler),
-        "guide": _mark(guide),
-        "data": _digest(data),
-        "seed": str(seed),
-        "chains": str(chains),
-        "probkit": probkit.__version__,
-        "torch": str(torch.__version__),
-    }
-
-
-def _mark(value: Any) -> str:
-    if value is None:
-        return "none"
-    return f"{type(value).__qualname__} {_digest(value)[:16]}"
-
-
-def _digest(value: Any) -> str:
-    hasher = hashlib.sha256()
-    _feed(value, hasher, seen=set())
-    return hasher.hexdigest()
-
-
-def _feed(value: Any, hasher: Any, *, seen: set[int]) -> None:
-    """Feed a canonical description of ``value`` into ``hasher``, going through its fields."""
-    if value is None or isinstance(value, bool | int | float | str | bytes | torch.dtype):
-        hasher.update(f"{type(value).__name__}:{value!r};".encode())
-    elif isinstance(value, Tensor):
-        flat = value.detach().cpu().contiguous()
-        hasher.update(f"tensor{tuple(flat.shape)}{flat.dtype};".encode())
-        hasher.update(flat.reshape(-1).view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
-    elif isinstance(value, np.ndarray):
-        hasher.update(f"array{value.shape}{value.dtype};".encode())
-        hasher.update(np.ascontiguousarray(value).tobytes())
-    elif id(value) in seen:
-        hasher.update(b"again;")
-    else:
-        seen.add(id(value))
-        _feed_object(value, hasher, seen=seen)
-
-
-def _feed_object(value: Any, hasher: Any, *, seen: set[int]) -> None:
-    if isinstance(value, Mapping):
-        hasher.update(b"map;")
-        for key in value:
-            _feed(key, hasher, seen=seen)
-            _feed(value[key], hasher, seen=seen)
-    elif isinstance(value, Sequence):
-        hasher.update(f"{type(value).__name__};".encode())
-        for item in value:
-            _feed(item, hasher, seen=seen)
-    elif inspect.isroutine(value) or isinstance(value, type):
-        hasher.update(f"{value.__module__}.{value.__qualname__};".encode())
-        hasher.update(_source_of(value).encode())
-    elif isinstance(value, torch.nn.Module):
-        hasher.update(f"{class_name(value)};{value};".encode())
-        _feed(dict(value.state_dict()), hasher, seen=seen)
-    else:
-        hasher.update(f"{class_name(value)};".encode())
-        fields = getattr(value, "__dict__", None)
-        if fields is None:
-            hasher.update(repr(value).encode())
-        else:
-            _feed({k: v for k, v in sorted(fields.items())}, hasher, seen=seen)
-
-
-def _source_of(function: Any) -> str:
+def _read_manifest(path: Path) -> tuple[dict[str, str], str, list[str]]:
+    """Return (fingerprint, state file, draw files) of a manifest."""
+    damaged = f"checkpoint {str(path)!r} is damaged; delete it to start anew"
     try:
-        return inspect.getsource(function)
-    except (OSError, TypeError):
-        code = getattr(function, "__code__", None)
-        return "" if code is None else code.co_code.hex()
+        manifest = json.loads(path.read_text())
+        version = manifest["format"]
+    except (ValueError, KeyError, TypeError):
+        raise DataError(damaged) from None
+    if version != FORMAT:
+        raise DataError(
+            f"checkpoint {str(path.parent)!r} has format {version}, expected {FORMAT}; "
+            "resume it with the probkit that wrote it, or choose another folder"
+        )
+    try:
+        found, chunks = dict(manifest["fingerprint"]), list(manifest["draws"])
+        return found, str(manifest["state"]), [str(name) for name in chunks]
+    except (ValueError, KeyError, TypeError):
+        raise DataError(damaged) from None

@@ -6,8 +6,8 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
-from probkit.checkpoint import BlockFile, BlockRun, Checkpoint, fingerprint
+from probkit.checkpoint import BlockFile, BlockRun, Checkpoint
 from probkit.data import Labels, convert, device_of
 from probkit.errors import DataError
+from probkit.fingerprint import fingerprint
 from probkit.guide import Guide
 from probkit.model import prepare
 from probkit.posterior import Posterior, first_chains, join_chains
@@ -57,7 +58,8 @@ def infer(
             True stops the run. In a terminal or notebook a progress bar is added.
         checkpoint: Folder (or :class:`~probkit.checkpoint.Checkpoint`) to save to; a run found
             there is resumed, with results equal to the last bit.
-        executor: Any ``concurrent.futures.Executor``; blocks of chains run on it.
+        executor: Any ``concurrent.futures.Executor``; blocks of chains run on it. Callbacks are
+            then called as blocks end, and an early stop returns the chains that have ended.
 
     Returns:
         The posterior. After Ctrl-C it holds the draws so far and ``attrs["complete"]`` is False.
@@ -189,8 +191,8 @@ def _run_here(
             for run in runs:
                 if not run.done:
                     stats.append(advance(problem, sampler, run))
-            wants_stop = reporter.report(runs, stats)
             finished = all(run.done for run in runs)
+            wants_stop = reporter.report(runs, stats, done=finished)
             # Read once: a signal that comes while saving is seen after the next step.
             interrupted = interrupt.requested
             for run, file in zip(runs, files, strict=False):
@@ -205,8 +207,8 @@ def _run_here(
             if wants_stop:
                 if not all(_can_finish(sampler, run) for run in runs):
                     raise DataError(
-                        f"a callback stopped {type(sampler).__name__} at step {runs[0].step}, before "
-                        "there was a draw to return; stop later"
+                        f"a callback stopped {type(sampler).__name__} at step {runs[0].step}, "
+                        "before there was a draw to return; stop later"
                     )
                 return _Outcome(runs, "callback")
     return _Outcome(runs)
@@ -244,20 +246,39 @@ def _open_files(
     return files
 
 
-def run_block(problem: Problem, sampler: Sampler, rngs: list[torch.Generator]) -> BlockRun:
-    """Run one block to its end; what an executor's worker does."""
-    run = BlockRun(rngs)
-    run.state = sampler.init(problem, rngs=rngs)
+@dataclass(frozen=True)
+class _Parcel:
+    """A block on its way to a worker and back: generators do not pickle, their states do."""
+
+    run: BlockRun
+    rngs: list[torch.Tensor]
+
+    @staticmethod
+    def close(run: BlockRun) -> _Parcel:
+        """Pack ``run`` for the way."""
+        return _Parcel(replace(run, rngs=[]), [generator.get_state() for generator in run.rngs])
+
+    def open(self, rngs: list[torch.Generator]) -> BlockRun:
+        """Unpack the block, its stream positions put into ``rngs``."""
+        for generator, state in zip(rngs, self.rngs, strict=True):
+            generator.set_state(state)
+        return replace(self.run, rngs=rngs)
+
+
+def _run_to_end(
+    problem: Problem, sampler: Sampler, device: torch.device, parcel: _Parcel
+) -> _Parcel:
+    """Run one block from where it is to its end; what an executor's worker does.
+
+    The parcel comes back with what was kept on this way only.
+    """
+    run = parcel.open([torch.Generator(device) for _ in parcel.rngs])
+    if run.state is None:
+        run.state = sampler.init(problem, rngs=run.rngs)
     while not run.done:
         advance(problem, sampler, run)
     run.joined()
-    return run
-
-
-def _run_from_seed(problem: Problem, sampler: Sampler, plan: _Plan, block: range) -> BlockRun:
-    run = run_block(problem, sampler, plan.rngs(block))
-    # Generators do not pickle; their states do.
-    return replace(run, rngs=[generator.get_state() for generator in run.rngs])  # type: ignore[misc]
+    return _Parcel.close(run)
 
 
 def _run_on(
@@ -269,27 +290,45 @@ def _run_on(
     checkpoint: Checkpoint | None,
     marks: Mapping[str, str],
 ) -> _Outcome:
-    """Run every block on the executor; a checkpoint holds the blocks that have finished."""
+    """Run every block on the executor; a checkpoint holds the blocks that have finished.
+
+    Callbacks are called when a block ends. An early stop keeps the finished blocks, lets those
+    that run on the executor end unseen, and cancels the others.
+    """
     runs = [BlockRun(plan.rngs(block)) for block in plan.blocks]
     files = _open_files(runs, checkpoint, marks, plan.device)
     reporter = _Reporter(problem, sampler, callbacks)
+    reason = None
     with ExitStack() as stack:
         stack.callback(reporter.close)
-        futures = {
-            number: executor.submit(_run_from_seed, problem, sampler, plan, block)
-            for number, block in enumerate(plan.blocks)
-            if not runs[number].done
-        }
-        for number, future in futures.items():
-            done = future.result()
-            run = runs[number]
-            run.state, run.step, run.done, run.kept = done.state, done.step, True, done.kept
-            for generator, state in zip(run.rngs, done.rngs, strict=True):
-                generator.set_state(state)  # type: ignore[arg-type]
-            if files:
-                files[number].save(run)
-            reporter.report([r for r in runs if r.done], [])
-    return _Outcome(runs)
+        places: dict[Future[_Parcel], int] = {}
+        stack.callback(_cancel, places)
+        for number, run in enumerate(runs):
+            if not run.done:
+                parcel = _Parcel.close(replace(run, kept=[]))
+                task = executor.submit(_run_to_end, problem, sampler, plan.device, parcel)
+                places[task] = number
+        try:
+            for task in as_completed(places):
+                number = places[task]
+                ended = task.result().open(runs[number].rngs)
+                runs[number] = replace(ended, kept=[*runs[number].kept, *ended.kept])
+                if files:
+                    files[number].save(runs[number])
+                done = all(run.done for run in runs)
+                if reporter.report([r for r in runs if r.done], [], done=done) and not done:
+                    reason = "callback"
+                    break
+        except KeyboardInterrupt:
+            if not any(run.done for run in runs):
+                raise
+            reason = "interrupt"
+    return _Outcome(runs if reason is None else [run for run in runs if run.done], reason)
+
+
+def _cancel(tasks: Iterable[Future[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
 
 
 class _Reporter:
@@ -308,7 +347,9 @@ class _Reporter:
         self.kept = 0
         self.counted = 0
 
-    def report(self, runs: Sequence[BlockRun], stats: Sequence[Mapping[str, float]]) -> bool:
+    def report(
+        self, runs: Sequence[BlockRun], stats: Sequence[Mapping[str, float]], *, done: bool
+    ) -> bool:
         """Call every callback; returns whether one asked to stop."""
         first = runs[0]
         for tree in first.kept[self.counted :]:
@@ -320,7 +361,7 @@ class _Reporter:
             kept=self.kept,
             seconds=time.perf_counter() - self.started,
             stats=_mean_stats(stats),
-            done=all(run.done for run in runs),
+            done=done,
             label=self.label,
         )
         return any([callback(info) is True for callback in self.callbacks])
@@ -353,7 +394,7 @@ def _assemble(problem: Problem, sampler: Sampler, plan: _Plan, outcome: _Outcome
         for run, tree in zip(outcome.runs, kept, strict=True)
     ]
     posterior = join_chains(parts)
-    if plan.width is not None and posterior.chains != plan.chains:
+    if plan.width is not None and posterior.chains > plan.chains:
         posterior = first_chains(posterior, plan.chains)
     conclude = getattr(sampler, "conclude", None)
     return conclude(problem, posterior) if callable(conclude) else posterior
