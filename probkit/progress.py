@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,7 +19,9 @@ if TYPE_CHECKING:
 
     from probkit.sampler import Info
 
-__all__ = ["Progress", "interactive"]
+__all__ = ["Progress", "interactive", "track"]
+
+T = TypeVar("T")
 
 
 def interactive() -> bool:
@@ -130,11 +135,12 @@ class Progress:
             self.close()
 
     def _start(self) -> RichProgress | None:
-        from rich.console import Console
-        from rich.errors import LiveError
-        from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as RichProgress
-        from rich.progress import TimeRemainingColumn as Remaining
+        with _same_random_stream():
+            from rich.console import Console
+            from rich.errors import LiveError
+            from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+            from rich.progress import Progress as RichProgress
+            from rich.progress import TimeRemainingColumn as Remaining
 
         bars = RichProgress(
             SpinnerColumn(),
@@ -156,6 +162,16 @@ class Progress:
         return bars
 
 
+@contextmanager
+def _same_random_stream() -> Iterator[None]:
+    """Restore Python's random stream, from which the first import of rich draws."""
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
 def _steps(step: int, total: int | None) -> str:
     return str(step) if total is None else f"{step}/{total}"
 
@@ -163,3 +179,24 @@ def _steps(step: int, total: int | None) -> str:
 def _compact(stats: Mapping[str, float], most: int = 4) -> str:
     """Write the first few statistics on one line, each to four digits."""
     return "  ".join(f"{name} {value:.4g}" for name, value in list(stats.items())[:most])
+
+
+def track(items: Iterable[T], description: str = "working") -> Iterator[T]:
+    """Iterate with a bar where :func:`interactive` holds, and just iterate elsewhere.
+
+    Args:
+        items: What to iterate over.
+        description: What the bar says.
+
+    Example:
+        >>> list(track(range(3), "counting"))
+        [0, 1, 2]
+    """
+    if not interactive():
+        yield from items
+        return
+    with _same_random_stream():
+        from rich.console import Console
+        from rich.progress import track as rich_track
+
+    yield from rich_track(items, description, console=Console(stderr=True), transient=True)

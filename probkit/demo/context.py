@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from probkit.errors import DataError
-from probkit.progress import interactive
+from probkit.progress import track
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -153,13 +153,7 @@ class DemoContext:
 
     def track(self, items: Iterable[T], description: str = "working") -> Iterator[T]:
         """Iterate with a progress bar; off a terminal, iterate only."""
-        if not interactive():
-            yield from items
-            return
-        from rich.console import Console
-        from rich.progress import track
-
-        yield from track(items, description, console=Console(stderr=True), transient=True)
+        return track(items, description)
 
     def _path(self, name: str, ending: str) -> Path:
         path = self.out / f"{self.prefix}-{slug(name)}{ending}"

@@ -143,3 +143,16 @@ def test_rich_is_imported_only_when_a_bar_is_drawn():
         "sys.exit(not before and 'rich.progress' in sys.modules)\n"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_drawing_leaves_the_random_stream_alone():
+    code = (
+        "import random, sys, types\n"
+        "from probkit.progress import Progress\n"
+        "info = dict(step=1, total=9, kept=0, seconds=9.0, stats={}, done=False, label='x')\n"
+        "before = random.getstate()\n"
+        "with Progress(show=True) as progress: progress(types.SimpleNamespace(**info))\n"
+        "assert 'rich.progress' in sys.modules\n"
+        "sys.exit(random.getstate() != before)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
