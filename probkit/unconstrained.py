@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.distributions import biject_to
 from torch.distributions.transforms import Transform
 
+from probkit.bijections import bijection
 from probkit.errors import CapabilityError, DataError
 from probkit.model import Site, Values
 
@@ -18,8 +18,8 @@ __all__ = ["Unconstrained"]
 class Unconstrained:
     """Bijection between the values of continuous sites and a vector [*batch, size].
 
-    It is the bijection that torch registers for each support (``torch.distributions.biject_to``),
-    sites laid one after another. HMC, SVI and MAP share it.
+    Each support has its bijection (:func:`probkit.bijections.bijection`), sites are laid one after
+    another. HMC, SVI and MAP share it.
 
     Args:
         sites: Site name -> site; all continuous.
@@ -52,11 +52,9 @@ class Unconstrained:
         start = 0
         for name, site in self.sites.items():
             try:
-                transform = biject_to(site.support)
-            except (KeyError, AttributeError, TypeError) as error:
-                raise CapabilityError(
-                    f"site {name!r}: no bijection to the reals is known for {site.support}"
-                ) from error
+                transform = bijection(site.support)
+            except CapabilityError as error:
+                raise CapabilityError(f"site {name!r}: {error}") from error
             shape = torch.Size(transform.inverse_shape(torch.Size(site.shape)))
             self._transforms[name], self._shapes[name] = transform, shape
             self._slices[name] = slice(start, start + shape.numel())
