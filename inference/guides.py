@@ -9,9 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, LogNormal, Normal, TransformedDistribution
-from torch.distributions import biject_to, constraints
+from torch.distributions import (
+    Distribution,
+    Independent,
+    LogNormal,
+    Normal,
+    TransformedDistribution,
+    constraints,
+)
 
+from probkit.bijections import bijection
+from probkit.data import device_of
 from probkit.density import initial_values
 from probkit.errors import DataError
 from probkit.files import storable
@@ -37,35 +45,54 @@ def _split(sites: Mapping[str, Site]) -> tuple[dict[str, Site], dict[str, Site]]
 
 
 def _centre(model: Any, data: Any, sites: Mapping[str, Site], rng: Rng) -> dict[str, Tensor]:
-    """Start the unconstrained location of each site near zero, [*free site]."""
-    device_rng = stream(rng, "guide")
-    start = initial_values(model, data, sites, 1, rng=device_rng)
+    """Choose the unconstrained location of each site, [*free site].
+
+    Where the model has starting values of its own, these; else near zero.
+    """
+    generator = stream(rng, "guide", device=device_of(data))
+    start = initial_values(model, data, sites, 1, rng=generator)
+    shrink = 1.0 if callable(getattr(model, "initial_values", None)) else 0.1
     return {
-        name: 0.1 * biject_to(site.support).inv(start[name][0]) for name, site in sites.items()
+        name: shrink * bijection(site.support).inv(start[name][0]) for name, site in sites.items()
     }
 
 
 def _standard_normal(like: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    return torch.randn(n, *like.shape, generator=generator, dtype=like.dtype, device=generator.device)
+    """Draw noise [n, *like] on the generator's device and bring it to that of ``like``."""
+    device = generator.device
+    noise = torch.randn(n, *like.shape, generator=generator, dtype=like.dtype, device=device)
+    return noise.to(like.device)
+
+
+def _per_draw(terms: Tensor) -> Tensor:
+    """Sum [n, *] to [n]; the dims may be of size zero."""
+    return terms.sum(tuple(range(1, terms.ndim))) if terms.ndim > 1 else terms
+
+
+def _generator(rng: Rng) -> torch.Generator:
+    return rng if isinstance(rng, torch.Generator) else stream(rng, "draw")
 
 
 def _log_standard_normal(noise: Tensor) -> Tensor:
     """Log density [n] of noise [n, *]."""
-    return -0.5 * (noise.square() + _LOG_2PI).reshape(noise.shape[0], -1).sum(1)
+    return -0.5 * _per_draw(noise.square() + _LOG_2PI)
 
 
 def _constrain(site: Site, free: Tensor) -> tuple[Tensor, Tensor]:
     """Map [n, *free site] to values [n, *site] and the log Jacobian [n]."""
-    transform = biject_to(site.support)
+    transform = bijection(site.support)
     value: Tensor = transform(free)
     log_det: Tensor = transform.log_abs_det_jacobian(free, value)
-    return value, log_det.reshape(log_det.shape[0], -1).sum(1)
+    return value, _per_draw(log_det)
 
 
 def _draw_mean_field(
     sites: Mapping[str, Site], params: Params, n: int, index: Tensor | None, rng: torch.Generator
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Draw sites independently; local parameters are taken at ``index``."""
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Draw sites independently; local parameters are taken at ``index``.
+
+    The log density [n] is None where there are no sites.
+    """
     values: dict[str, Tensor] = {}
     log_q: Tensor | None = None
     for name, site in sites.items():
@@ -76,7 +103,14 @@ def _draw_mean_field(
         values[name], log_det = _constrain(site, loc + log_scale.exp() * noise)
         term = _log_standard_normal(noise) - log_scale.sum() - log_det
         log_q = term if log_q is None else log_q + term
-    return values, torch.zeros(n, dtype=torch.float64) if log_q is None else log_q
+    return values, log_q
+
+
+def _log_q(global_: Tensor | None, local: Tensor | None, n: int) -> LogQ:
+    """Pair the two parts; an absent one is zero, as the other is in dtype and device."""
+    like = global_ if global_ is not None else local
+    zero = torch.zeros(n, dtype=torch.float64) if like is None else torch.zeros_like(like)
+    return LogQ(zero if global_ is None else global_, zero if local is None else local)
 
 
 def _mean_field_params(centre: Mapping[str, Tensor], scale: float) -> dict[str, Any]:
@@ -86,12 +120,19 @@ def _mean_field_params(centre: Mapping[str, Tensor], scale: float) -> dict[str, 
     }
 
 
+_POSITIVE = (type(constraints.positive), type(constraints.nonnegative))
+
+
+def _is_zero(bound: Any) -> bool:
+    return bool((torch.as_tensor(bound) == 0).all())
+
+
 def _marginal(site: Site, loc: Tensor, scale: Tensor) -> Distribution:
     """The law of one site under a Gaussian in the unconstrained space."""
-    transform = biject_to(site.support)
-    if site.support is constraints.real:
+    transform = bijection(site.support)
+    if isinstance(site.support, type(constraints.real)):
         return Normal(loc, scale)
-    if getattr(site.support, "lower_bound", None) == 0 and not hasattr(site.support, "upper_bound"):
+    if isinstance(site.support, _POSITIVE) and _is_zero(site.support.lower_bound):
         return LogNormal(loc, scale)  # The bijection to (0, inf) is exp.
     event = transform.domain.event_dim
     base: Distribution = Normal(loc, scale)
@@ -124,12 +165,11 @@ class MeanField(Guide):
         self, params: Params, model: Any, batch: Batch, n: int, *, rng: Rng
     ) -> tuple[Values, LogQ]:
         """Draw all sites."""
-        generator = stream(rng, "draw") if isinstance(rng, int) else rng
+        generator = _generator(rng)
         shared, local = _split(model.sites(batch.data))
         values, log_global = _draw_mean_field(shared, params, n, None, generator)
         more, log_local = _draw_mean_field(local, params, n, batch.index, generator)
-        log_local = log_local.to(log_global) if not local else log_local
-        return {**values, **more}, LogQ(log_global, log_local)
+        return {**values, **more}, _log_q(log_global, log_local, n)
 
     def marginals(self, params: Params, model: Any, data: Any) -> Mapping[str, Distribution]:
         """Return the law of each site."""
@@ -164,8 +204,7 @@ class _Joint:
         shared, local = _split(model.sites(batch.data))
         values, log_det = Unconstrained(shared).constrain(free)
         more, log_local = _draw_mean_field(local, params["local"], n, batch.index, generator)
-        log_local = log_local.to(free) if not local else log_local
-        return {**values, **more}, LogQ(log_base - log_det, log_local)
+        return {**values, **more}, _log_q(log_base - log_det if shared else None, log_local, n)
 
     def _marginals(
         self, params: Params, model: Any, data: Any, variance: Tensor
@@ -176,7 +215,7 @@ class _Joint:
         laws: dict[str, Distribution] = {}
         start = 0
         for name, site in shared.items():
-            shape = biject_to(site.support).inverse_shape(torch.Size(site.shape))
+            shape = bijection(site.support).inverse_shape(torch.Size(site.shape))
             part = slice(start, start + shape.numel())
             start += shape.numel()
             scale = variance[part].sqrt().reshape(shape)
@@ -218,7 +257,7 @@ class FullRank(_Joint, Guide):
         self, params: Params, model: Any, batch: Batch, n: int, *, rng: Rng
     ) -> tuple[Values, LogQ]:
         """Draw all sites."""
-        generator = stream(rng, "draw") if isinstance(rng, int) else rng
+        generator = _generator(rng)
         noise = _standard_normal(params["loc"], n, generator)
         free = params["loc"] + noise @ self._factor(params).T
         log_base = _log_standard_normal(noise) - params["log_diagonal"].sum()
@@ -265,7 +304,7 @@ class LowRank(_Joint, Guide):
         self, params: Params, model: Any, batch: Batch, n: int, *, rng: Rng
     ) -> tuple[Values, LogQ]:
         """Draw all sites."""
-        generator = stream(rng, "draw") if isinstance(rng, int) else rng
+        generator = _generator(rng)
         loc, factor, diagonal = params["loc"], params["factor"], params["log_diagonal"].exp()
         noise = _standard_normal(loc, n, generator)
         shared = _standard_normal(factor[0], n, generator) if len(loc) else noise
