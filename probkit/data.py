@@ -62,15 +62,17 @@ def as_tensor(value: Any, *, name: str = "data") -> Tensor:
                 )
         value = value.to_numpy(dtype=np.result_type(*map(_numpy_dtype, value.dtypes), np.int8))
     elif isinstance(value, pd.Series | pd.Index):
-        value = value.to_numpy(dtype=_numpy_dtype(value.dtype)) if _is_number(value.dtype) else value.to_numpy()
-    array = np.asarray(value)
+        numeric = pd.api.types.is_numeric_dtype(value.dtype)
+        value = value.to_numpy(dtype=_numpy_dtype(value.dtype)) if numeric else value.to_numpy()
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{name}: expected numbers in a regular array ({error})") from None
     if array.dtype.kind not in "biufc":
         raise DataError(f"{name}: expected numbers, got dtype {array.dtype}; encode or drop them")
-    return torch.from_numpy(np.array(array, order="C"))
-
-
-def _is_number(dtype: Any) -> bool:
-    return bool(pd.api.types.is_numeric_dtype(dtype))
+    if array.dtype == np.longdouble:  # torch has no extended precision
+        array = array.astype(np.float64)
+    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
 
 
 def _numpy_dtype(dtype: Any) -> np.dtype[Any]:
@@ -97,7 +99,7 @@ def convert(data: Any) -> Converted:
         if isinstance(value, pd.DataFrame | pd.Series):
             found = (_axis_labels(value.index),)
             if isinstance(value, pd.DataFrame):
-                found += (list(value.columns),)
+                found += (_axis_labels(value.columns),)
             if any(axis is not None for axis in found):
                 labels[path] = found
             return as_tensor(value, name=_path_name(path))
@@ -105,8 +107,8 @@ def convert(data: Any) -> Converted:
             return as_tensor(value, name=_path_name(path))
         if isinstance(value, Mapping):
             return {key: walk(item, (*path, key)) for key, item in value.items()}
-        if type(value) in (list, tuple):
-            return type(value)(walk(item, (*path, i)) for i, item in enumerate(value))
+        if isinstance(value, list | tuple):
+            return _like(value, [walk(item, (*path, i)) for i, item in enumerate(value)])
         return value
 
     return Converted(walk(data, ()), labels)
@@ -133,9 +135,15 @@ def take(data: Any, index: Tensor, size: int) -> Any:
         return data[index] if data.ndim and data.shape[0] == size else data
     if isinstance(data, Mapping):
         return {key: take(value, index, size) for key, value in data.items()}
-    if type(data) in (list, tuple):
-        return type(data)(take(value, index, size) for value in data)
+    if isinstance(data, list | tuple):
+        return _like(data, [take(value, index, size) for value in data])
     return data
+
+
+def _like(sequence: Any, items: list[Any]) -> Any:
+    """A list, tuple or named tuple as ``sequence`` is, of ``items``."""
+    kind = type(sequence)
+    return kind(*items) if hasattr(sequence, "_fields") else kind(items)
 
 
 def device_of(data: Any) -> torch.device:

@@ -55,6 +55,6 @@ def concatenate(trees: Sequence[Tree], *, dim: int) -> Tree:
     if isinstance(first, Mapping):
         return {key: concatenate([tree[key] for tree in trees], dim=dim) for key in first}
     if isinstance(first, list | tuple):
-        columns = zip(*trees, strict=True)
-        return type(first)(concatenate(list(column), dim=dim) for column in columns)
+        joined = [concatenate(list(column), dim=dim) for column in zip(*trees, strict=True)]
+        return type(first)(*joined) if hasattr(first, "_fields") else type(first)(joined)
     return first
