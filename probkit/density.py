@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,16 +57,14 @@ def check_log_joint(model: Any, values: Values, data: Any, *, scale: float = 1.0
         )
     if bool(torch.isnan(single)) or bool(torch.isposinf(single)):
         raise DataError(
-            f"log_joint of {name} is {float(single)} at the starting point; look at the data and at "
-            f"the sites {', '.join(first) or '(none)'}"
+            f"log_joint of {name} is {float(single)} at the starting point; look at the data and "
+            f"at the sites {', '.join(first) or '(none)'}"
         )
     if getattr(model, "batched", False):
         _check_batched(model, values, data, single, scale)
 
 
-def _check_batched(
-    model: Any, example: Values, data: Any, single: Tensor, scale: float
-) -> None:
+def _check_batched(model: Any, example: Values, data: Any, single: Tensor, scale: float) -> None:
     """Evaluate two points together; the first must repeat its own value."""
     pair = {name: torch.stack([value[0], value[-1]]) for name, value in example.items()}
     with torch.no_grad(), scope(validate=False):
@@ -84,15 +83,19 @@ def _check_batched(
 
 
 def site_dtype(data: Any) -> torch.dtype:
-    """Return the dtype for site values: that of the widest floating tensor in data, or float64."""
+    """Return the dtype for site values: that of the widest real tensor in data, or float64.
+
+    Complex tensors count by the precision of their parts; a data container by its ``dtype``.
+    """
     from probkit.tree import leaves
 
-    found = [
-        leaf.dtype for leaf in leaves(data) if isinstance(leaf, Tensor) and leaf.is_floating_point()
+    dtypes = [getattr(leaf, "dtype", None) for leaf in leaves(data)]
+    real = [
+        dtype.to_real()
+        for dtype in dtypes
+        if isinstance(dtype, torch.dtype) and (dtype.is_floating_point or dtype.is_complex)
     ]
-    if not found:
-        return torch.float64
-    return torch.float64 if torch.float64 in found else found[0]
+    return functools.reduce(torch.promote_types, real) if real else torch.float64
 
 
 def initial_values(

@@ -61,7 +61,8 @@ class Marginal(Model):
 
     def prepare(self, data: Any) -> Any:
         """Check the data as the wrapped model does."""
-        return self.model.prepare(data)
+        check = getattr(self.model, "prepare", None)
+        return check(data) if callable(check) else data
 
     def log_joint(self, values: Values, data: Any, *, scale: float = 1.0) -> Tensor:
         """Return log p(hyper) + scale * log p(data | hyper), leading dims carried through."""
@@ -69,16 +70,17 @@ class Marginal(Model):
         prior: Tensor = self.model.log_hyperprior(values)
         return prior + scale * evidence
 
-    def initial_values(
-        self, data: Any, n: int, *, rng: torch.Generator
-    ) -> Mapping[str, Tensor]:
-        """Start at the model's own hyper-parameter values, the later points jittered around them."""
+    def initial_values(self, data: Any, n: int, *, rng: torch.Generator) -> Mapping[str, Tensor]:
+        """Start at the model's own hyper-parameter values, then jitter around them."""
+        from probkit.density import site_dtype
         from probkit.unconstrained import Unconstrained
 
         current = getattr(self.model, "hyper_values", None)
         free = Unconstrained(self.sites(data))
         if not callable(current):
-            uniform = torch.rand(n, free.size, generator=rng, dtype=torch.float64)
+            uniform = torch.rand(
+                n, free.size, generator=rng, dtype=site_dtype(data), device=rng.device
+            )
             return free.values(4.0 * uniform - 2.0)
         centre = free.flatten(current(data))
         noise = torch.randn(n, free.size, generator=rng, dtype=centre.dtype, device=rng.device)
