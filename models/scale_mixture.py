@@ -72,8 +72,13 @@ class ScaleStats(Protocol):
         """Batch shape [*batch]."""
         ...
 
+    @property
+    def reference(self) -> Tensor:
+        """A tensor with the dtype and device of the data."""
+        ...
+
     def log_likelihood(self, u: Tensor) -> Tensor:
-        """Log p(y | sigma^2 = exp u) for u [*sample, *batch]."""
+        """Return log p(y | sigma^2 = exp u) for u [*sample, *batch]."""
         ...
 
     def map_batch(self, shape: torch.Size, change: Change) -> Any:
@@ -126,7 +131,7 @@ class SufficientStats:
         return -0.5 * (self.count * math.log(2 * math.pi) + self.outputs * self.log_det)
 
     def log_likelihood(self, u: Tensor) -> Tensor:
-        """Log p(y | sigma^2 = exp u) for u [*sample, *batch]."""
+        """Return log p(y | sigma^2 = exp u) for u [*sample, *batch]."""
         if self.n == 0:
             return torch.zeros_like(u) + self.constant()
         return self.constant() - 0.5 * self.count * u - 0.5 * self.total * torch.exp(-u)
@@ -739,7 +744,7 @@ def _check_single(loc: Tensor) -> None:
         raise ShapeError(f"squeeze leaves out the dim of ONE output, got {loc.shape[-1]} outputs")
 
 
-# --------------------------------------------------------------------------- noise outside the scale
+# --------------------------------------------------------------------------- noise outside
 
 
 @storable
@@ -777,7 +782,7 @@ class SpectralStats:
         return self.noise_var.shape
 
     def log_likelihood(self, u: Tensor) -> Tensor:
-        """Log p(y | sigma^2 = exp u) for u [*sample, *batch]; O(n C) for each value."""
+        """Return log p(y | sigma^2 = exp u) for u [*sample, *batch]; O(n C) for each value."""
         result: Tensor = _SpectralLogLikelihood.apply(
             self.gram, self.y, self.noise_var, u, self.eigenvalues, self.eigenvectors
         )

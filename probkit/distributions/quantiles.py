@@ -226,7 +226,7 @@ def support_bounds(dist: Distribution) -> tuple[Tensor | float, Tensor | float]:
         (0.0, inf)
     """
     support: Any = dist.support
-    while isinstance(support, constraints.independent):
+    while hasattr(support, "base_constraint"):  # independent, mixture
         support = support.base_constraint
     if getattr(support, "is_discrete", False):
         raise CapabilityError(f"{type(dist).__name__} is discrete: its support is no interval")
