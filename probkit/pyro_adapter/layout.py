@@ -1,0 +1,237 @@
+"""What one look at a Pyro program's trace tells: sites, plates, observations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.poutine import Trace
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+from torch.distributions.constraints import Constraint
+
+from probkit.errors import CapabilityError, DataError
+from probkit.model import Site
+from probkit.pyro_adapter.handlers import is_free, is_latent, is_observation
+
+__all__ = ["Layout", "check_observations", "check_same", "layout_of"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The structure of a program, given its data.
+
+    Attributes:
+        sites: Latent sites, in the order of the program, parameters included.
+        points: Names of those sites that are ``pyro.param`` statements.
+        starts: Initial values of the points.
+        observed: Observed sample sites -> their dim names (batch and event).
+        shapes: Shapes of the observed values.
+        deterministic: Names of deterministic sites.
+        plates: Plate name -> number of units.
+        entries: Observed keyword argument -> the site that it is the value of.
+    """
+
+    sites: Mapping[str, Site]
+    points: tuple[str, ...]
+    starts: Mapping[str, Tensor]
+    observed: Mapping[str, tuple[str, ...]]
+    shapes: Mapping[str, tuple[int, ...]]
+    deterministic: tuple[str, ...]
+    plates: Mapping[str, int]
+    entries: Mapping[str, str]
+
+
+def layout_of(
+    trace: Trace,
+    *,
+    plate: str | None,
+    named: Mapping[str, Sequence[str]],
+    whole: bool,
+    data: Mapping[str, Any],
+    observed: Sequence[str],
+) -> Layout:
+    """Read the layout off a trace.
+
+    Args:
+        trace: Trace of the program, its parameters lifted to sites.
+        plate: Name of the minibatched plate.
+        named: Site name -> names of its dims that are not plates.
+        whole: Whether local sites get the size of the whole plate (else that of the batch).
+        data: The keyword arguments of the traced call.
+        observed: Names of the observed ones.
+    """
+    plates = {
+        name: int(node["fn"].size)
+        for name, node in trace.nodes.items()
+        if node["type"] == "sample" and isinstance(node["fn"], _Subsample)
+    }
+    if plate is not None and plate not in plates:
+        known = ", ".join(plates) or "none"
+        raise DataError(
+            f"minibatch_plate={plate!r}: expected a plate of the program, it has {known}"
+        )
+    sites, points, starts, seen, shapes, deterministic = {}, [], {}, {}, {}, []
+    for name, node in trace.nodes.items():
+        if node["type"] != "sample":
+            continue
+        if is_latent(node):
+            sites[name] = _site(name, node, plate, named, plates if whole else {})
+            if "_param" in (node["infer"] or {}):
+                points.append(name)
+                starts[name] = node["value"].detach()
+        elif is_observation(node):
+            seen[name] = _dims(name, node, named)
+            shapes[name] = tuple(node["value"].shape)
+        elif (node["infer"] or {}).get("_deterministic"):
+            deterministic.append(name)
+    return Layout(
+        sites=sites,
+        points=tuple(points),
+        starts=starts,
+        observed=seen,
+        shapes=shapes,
+        deterministic=tuple(deterministic),
+        plates=plates,
+        entries=_entries(trace, seen, data, observed),
+    )
+
+
+def _dims(name: str, node: Any, named: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Name the dims of a site: plates by their names, the rest ``<site>_dim_<position>``."""
+    value, event = node["value"], node["fn"].event_dim
+    batch = value.ndim - event
+    frames = {f.dim: f.name for f in node["cond_indep_stack"] if f.vectorized}
+    dims: list[str | None] = [frames.get(i - batch) for i in range(batch)] + [None] * event
+    free = [i for i, dim in enumerate(dims) if dim is None]
+    own = named.get(name)
+    if own is not None and len(own) != len(free):
+        raise DataError(
+            f"dims={{{name!r}: {tuple(own)}}}: expected {len(free)} names for the dims of site "
+            f"{name!r} that are not plates (its shape is {tuple(value.shape)})"
+        )
+    names = own if own is not None else [f"{name}_dim_{i}" for i in free]
+    for i, dim in zip(free, names, strict=True):
+        dims[i] = dim
+    return tuple(str(dim) for dim in dims)
+
+
+def _site(
+    name: str,
+    node: Any,
+    plate: str | None,
+    named: Mapping[str, Sequence[str]],
+    full: Mapping[str, int],
+) -> Site:
+    dims = _dims(name, node, named)
+    shape = list(node["value"].shape)
+    local = plate is not None and any(f.name == plate for f in node["cond_indep_stack"])
+    if local and dims[0] != plate:
+        raise DataError(
+            f"site {name!r} [{', '.join(dims)}]: expected the minibatch plate {plate!r} as its "
+            f"leading dim; give that plate the leftmost dim, for example dim=-{len(dims)}"
+        )
+    if local and plate in full:
+        shape[0] = full[plate]
+    support = _support(name, node["fn"])
+    return Site(
+        shape=tuple(shape),
+        support=support,
+        dims=dims,
+        plate=plate if local else None,
+        discrete=bool(support.is_discrete),
+    )
+
+
+def _support(name: str, law: Any) -> Constraint:
+    try:
+        support: Constraint = law.support
+    except (NotImplementedError, AttributeError):
+        raise CapabilityError(
+            f"site {name!r}: {type(law).__name__} does not say its support; "
+            "give the distribution a support property"
+        ) from None
+    return support
+
+
+def _entries(
+    trace: Trace, seen: Mapping[str, Any], data: Mapping[str, Any], observed: Sequence[str]
+) -> dict[str, str]:
+    """Match each observed keyword argument with the site that has it as its value."""
+    entries = {}
+    for entry in observed:
+        value = data.get(entry)
+        if not isinstance(value, Tensor):
+            continue
+        same = [s for s in seen if trace.nodes[s]["value"] is value]
+        same = same or [s for s in seen if _equal(trace.nodes[s]["value"], value)]
+        if len(same) == 1:
+            entries[entry] = same[0]
+    return entries
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool(torch.equal(a.to(b.dtype), b))
+
+
+def check_observations(trace: Trace) -> None:
+    """Refuse observations that would be counted several times by broadcasting.
+
+    Raises:
+        DataError: Names the site and its shapes.
+    """
+    for name, node in trace.nodes.items():
+        if node["type"] != "sample" or not is_observation(node):
+            continue
+        value, law = node["value"], node["fn"]
+        if not isinstance(value, Tensor) or value.numel() <= 1:
+            continue
+        try:
+            shape = torch.broadcast_shapes(value.shape, law.shape())
+        except RuntimeError:
+            shape = None
+        if shape is None or shape.numel() > value.numel():
+            raise DataError(
+                f"observed site {name!r}: expected a value of shape {tuple(law.shape())}, as its "
+                f"distribution has, got {tuple(value.shape)}; make the shapes equal"
+            )
+
+
+def check_same(first: Trace, second: Trace) -> None:
+    """Refuse programs whose structure depends on what they draw.
+
+    Raises:
+        DataError: Sites, shapes or supports differ between two runs.
+    """
+    a = {n: node for n, node in first.nodes.items() if node["type"] == "sample" and is_free(node)}
+    b = {n: node for n, node in second.nodes.items() if node["type"] == "sample" and is_free(node)}
+    if a.keys() != b.keys():
+        raise DataError(
+            "the Pyro program has other sites from run to run "
+            f"({', '.join(sorted(a.keys() ^ b.keys()))}); probkit needs one fixed structure"
+        )
+    for name, node in a.items():
+        other = b[name]
+        if node["value"].shape != other["value"].shape:
+            raise DataError(
+                f"site {name!r} has shape {tuple(node['value'].shape)} in one run and "
+                f"{tuple(other['value'].shape)} in another; probkit needs one fixed structure"
+            )
+        if is_latent(node) and not _same_bounds(
+            _support(name, node["fn"]), _support(name, other["fn"])
+        ):
+            raise DataError(
+                f"the support of site {name!r} depends on other sites; sample it on a fixed "
+                "support (the unit interval, say) and transform it"
+            )
+
+
+def _same_bounds(a: Constraint, b: Constraint) -> bool:
+    for attribute in ("lower_bound", "upper_bound"):
+        x, y = getattr(a, attribute, None), getattr(b, attribute, None)
+        if x is not None and y is not None and not torch.equal(torch.as_tensor(x), torch.as_tensor(y)):
+            return False
+    inner, other = getattr(a, "base_constraint", None), getattr(b, "base_constraint", None)
+    return inner is None or other is None or _same_bounds(inner, other)

@@ -1,0 +1,95 @@
+"""Parameters of modules, exchanged for given tensors while a guide runs."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from probkit.errors import CapabilityError
+from probkit.pyro_adapter.runtime import name_of
+
+__all__ = ["Slot", "slots_of", "slots_of_statements", "swapped"]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of one parameter: an entry of a module's parameter dict."""
+
+    home: dict[str, Any]
+    key: str
+
+    def read(self) -> Tensor:
+        """Return the tensor that is there."""
+        value: Tensor = self.home[self.key]
+        return value
+
+
+@contextlib.contextmanager
+def swapped(slots: Mapping[str, Slot], values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Put ``values`` in the place of the parameters of the same names."""
+    saved = {name: slots[name].read() for name in values if name in slots}
+    try:
+        for name in saved:
+            slots[name].home[slots[name].key] = values[name]
+        yield
+    finally:
+        for name, value in saved.items():
+            slots[name].home[slots[name].key] = value
+
+
+def slots_of(module: torch.nn.Module) -> dict[str, Slot]:
+    """Return the slots of all parameters of a module, by their qualified names."""
+    found = {}
+    for prefix, child in module.named_modules():
+        for key, value in child._parameters.items():
+            if value is not None:
+                found[f"{prefix}.{key}" if prefix else key] = Slot(child._parameters, key)
+    return found
+
+
+def slots_of_statements(call: Callable[..., Any], values: Mapping[str, Tensor]) -> dict[str, Slot]:
+    """Find the modules that ``pyro.module`` statements of a guide register.
+
+    Args:
+        call: The guide function; its modules are found among the variables that it uses and the
+            object that it is a method of.
+        values: Statement name -> the parameter that it registered.
+
+    Raises:
+        CapabilityError: A module is not found.
+    """
+    places = {}
+    for module in _modules_near(call):
+        for slot in slots_of(module).values():
+            places[id(slot.read())] = slot
+    missing = [name for name, value in values.items() if id(value) not in places]
+    if missing:
+        raise CapabilityError(
+            f"guide {name_of(call)}: the module of {', '.join(missing)} is not among the variables "
+            "that the function uses; make the guide a PyroModule"
+        )
+    return {name: places[id(value)] for name, value in values.items()}
+
+
+def _modules_near(call: Any) -> list[torch.nn.Module]:
+    if isinstance(call, functools.partial):
+        inner = [*call.args, *call.keywords.values()]
+        return [*_only_modules(inner), *_modules_near(call.func)]
+    owner = getattr(call, "__self__", None)
+    near: list[Any] = [] if owner is None else [owner, *getattr(owner, "__dict__", {}).values()]
+    function = inspect.unwrap(getattr(call, "__func__", call))
+    if inspect.isfunction(function):
+        used = inspect.getclosurevars(function)
+        near += [*used.nonlocals.values(), *used.globals.values()]
+    return _only_modules(near)
+
+
+def _only_modules(values: list[Any]) -> list[torch.nn.Module]:
+    return [value for value in values if isinstance(value, torch.nn.Module)]

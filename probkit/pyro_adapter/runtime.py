@@ -1,0 +1,236 @@
+"""Running Pyro code in isolation, and remembering what was learnt from its data."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+import pyro
+import torch
+from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
+from torch import Tensor
+
+from probkit.errors import DataError
+from probkit.rng import Rng, scope
+
+__all__ = ["DataCache", "isolated", "parameters_of", "run_batched"]
+
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def isolated(*, rng: Rng | None = None, validate: bool = False) -> Iterator[None]:
+    """Run Pyro code apart from the caller's Pyro state.
+
+    Inside, the random streams continue ``rng``, the parameter store and the handler stack are
+    empty, module parameters are local to their module, and all validation flags are ``validate``.
+    On leaving, everything is what it was.
+
+    Args:
+        rng: Stream for torch, NumPy and Python; None leaves the global streams alone.
+        validate: Argument validation of distributions, handlers and inference.
+    """
+    settings = {
+        "module_local_params": True,
+        "validate_distributions_pyro": validate,
+        "validate_distributions_torch": validate,
+        "validate_infer": validate,
+        # Its checks of log densities warn of NaN by branching on values; samplers check themselves.
+        "validate_poutine": False,
+    }
+    with (
+        scope(rng=rng, validate=validate, foreign=True),
+        pyro.settings.context(**settings),
+        _empty_parameter_store(),
+        _empty_stack(),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _empty_parameter_store() -> Iterator[None]:
+    store = pyro.get_param_store()
+    saved = (store._params, store._param_to_name, store._constraints)
+    store.clear()
+    try:
+        yield
+    finally:
+        store._params, store._param_to_name, store._constraints = saved
+
+
+@contextlib.contextmanager
+def _empty_stack() -> Iterator[None]:
+    """Hide the handlers and plates that the caller is inside of."""
+    handlers, plates = list(_PYRO_STACK), list(_DIM_ALLOCATOR._stack)
+    _PYRO_STACK.clear()
+    _DIM_ALLOCATOR._stack.clear()
+    try:
+        yield
+    finally:
+        _PYRO_STACK[:] = handlers
+        _DIM_ALLOCATOR._stack[:] = plates
+
+
+class DataCache(Generic[T]):
+    """Results that depend on one data mapping, looked up by the identity of its tensors.
+
+    Programs may derive sizes from the content of their data, so shapes are no safe key. Tensors are
+    compared by identity and version; everything else by equality.
+
+    Args:
+        size: Number of data mappings to remember.
+    """
+
+    def __init__(self, size: int = 4) -> None:
+        self._size = size
+        self._entries: list[tuple[dict[str, Any], T]] = []
+
+    def get(self, data: Mapping[str, Any], make: Callable[[], T]) -> T:
+        """Return what belongs to ``data``, made by ``make`` at its first sight."""
+        for known, result in self._entries:
+            if _same(known, data):
+                return result
+        result = make()
+        self.put(data, result)
+        return result
+
+    def put(self, data: Mapping[str, Any], result: T) -> None:
+        """Remember ``result`` for ``data``."""
+        kept = [entry for entry in self._entries if not _same(entry[0], data)]
+        key = {name: _identity(value) for name, value in data.items()}
+        self._entries = [(key, result), *kept][: self._size]
+
+
+def _identity(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return weakref.ref(value), _version(value)
+    return value
+
+
+def _version(value: Tensor) -> int:
+    return -1 if value.is_inference() else value._version
+
+
+def _same(known: Mapping[str, Any], data: Mapping[str, Any]) -> bool:
+    if known.keys() != data.keys():
+        return False
+    for name, value in data.items():
+        key = known[name]
+        if isinstance(value, Tensor):
+            if not (isinstance(key, tuple) and isinstance(key[0], weakref.ref)):
+                return False
+            if key[0]() is not value or key[1] != _version(value):
+                return False
+        elif key is not value and not _equal(key, value):
+            return False
+    return True
+
+
+def _equal(a: Any, b: Any) -> bool:
+    simple = (bool, int, float, str, type(None), torch.Size)
+    return isinstance(a, simple) and type(a) is type(b) and a == b
+
+
+def parameters_of(program: Callable[..., Any]) -> tuple[dict[str, bool], bool]:
+    """Return the keyword arguments of a program, and whether it takes any others.
+
+    Returns:
+        (name -> whether it is required, whether there is a ``**kwargs``).
+
+    Raises:
+        DataError: The program has arguments that cannot be passed by name.
+    """
+    target: Any = program.forward if isinstance(program, torch.nn.Module) else program
+    names: dict[str, bool] = {}
+    anything = False
+    for name, parameter in inspect.signature(target).parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            anything = True
+        elif parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+            raise DataError(
+                f"argument {name!r} of {name_of(program)} cannot be passed by name; "
+                "drop the '/' from its signature"
+            )
+        elif parameter.kind is not inspect.Parameter.VAR_POSITIONAL:
+            names[name] = parameter.default is inspect.Parameter.empty
+    return names, anything
+
+
+def name_of(program: Callable[..., Any]) -> str:
+    """Return what to call a program in messages."""
+    if isinstance(program, functools.partial):
+        return name_of(program.func)
+    return getattr(program, "__name__", None) or type(program).__name__
+
+
+class _NotMapped(Exception):
+    """A random draw did not become one draw per element under vmap."""
+
+
+def require_mapped(value: Any) -> None:
+    """Stop a vmapped run in which a random draw is shared by all elements."""
+    if isinstance(value, Tensor) and not torch._C._functorch.is_batchedtensor(value):
+        raise _NotMapped
+
+
+def run_batched(
+    function: Callable[[Mapping[str, Tensor], bool], dict[str, Tensor]],
+    values: Mapping[str, Tensor],
+    n: int,
+    *,
+    rng: Rng | None,
+    chunk: int = 256,
+) -> dict[str, Tensor]:
+    """Run ``function`` once for each of ``n`` points and stack what it returns.
+
+    One vectorised run where the program allows it, else one run per point (programs that branch on
+    values, samplers that reject). Both give independent draws; their numbers differ.
+
+    Args:
+        function: (point, mapped) -> tensors; ``mapped`` tells whether it runs under vmap, and then
+            has to pass every random draw to :func:`require_mapped`.
+        values: Points [n, *site].
+        n: Number of points.
+        rng: Stream of all draws.
+        chunk: Points per vectorised run.
+    """
+    # A counter is mapped along, so that programs without any input are run n times as well.
+    points = {**values, "": torch.arange(n)}
+
+    def point(row: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value for name, value in row.items() if name}
+
+    generator = rng if isinstance(rng, torch.Generator) else None
+    before = None if generator is None else generator.get_state()
+    try:
+        with isolated(rng=rng):
+            mapped: dict[str, Tensor] = torch.func.vmap(
+                lambda row: function(point(row), True), randomness="different", chunk_size=chunk
+            )(points)
+        return mapped
+    except (_NotMapped, RuntimeError, ValueError, TypeError, NotImplementedError):
+        if generator is not None and before is not None:
+            generator.set_state(before)
+    with isolated(rng=rng):
+        rows = [function({k: v[i] for k, v in values.items()}, False) for i in range(n)]
+    return stack(rows)
+
+
+def stack(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Stack equally shaped results of single runs.
+
+    Raises:
+        DataError: The runs returned different names or shapes.
+    """
+    first = rows[0]
+    for row in rows[1:]:
+        if row.keys() != first.keys() or any(row[k].shape != first[k].shape for k in first):
+            raise DataError(
+                "the Pyro program returns other sites or shapes from run to run; probkit needs one "
+                "fixed structure, so make the program's control flow independent of sampled values"
+            )
+    return {name: torch.stack([row[name] for row in rows]) for name in first}
