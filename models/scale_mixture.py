@@ -134,7 +134,9 @@ class SufficientStats:
         """Return log p(y | sigma^2 = exp u) for u [*sample, *batch]."""
         if self.n == 0:
             return torch.zeros_like(u) + self.constant()
-        return self.constant() - 0.5 * self.count * u - 0.5 * self.total * torch.exp(-u)
+        # Capped so that all-zero targets give 0 x finite, not 0 x inf, however small sigma^2 is.
+        precision = torch.exp((-u).clamp(max=700.0 if u.dtype == torch.float64 else 85.0))
+        return self.constant() - 0.5 * self.count * u - 0.5 * self.total * precision
 
     def map_batch(self, shape: torch.Size, change: Change) -> SufficientStats:
         """Expand to batch shape ``shape`` and apply ``change`` to the leading batch dims."""
@@ -349,13 +351,9 @@ class ScalePosterior(ScaleLaw):
         shape = torch.Size(batch_shape)
         return self._rebuilt(shape, lambda value: value)
 
-    def select_batch(self, index: Tensor | int) -> ScalePosterior:
-        """Index the leading batch dim."""
-        return self._rebuilt(self.batch_shape, lambda value: value[index])
-
-    def flatten_batch(self, n: int) -> ScalePosterior:
-        """Merge the first ``n`` batch dims."""
-        return self._rebuilt(self.batch_shape, lambda value: value.flatten(0, n - 1))
+    def map_batch(self, change: Change) -> ScalePosterior:
+        """Apply ``change`` to the leading batch dims of every part."""
+        return self._rebuilt(self.batch_shape, change)
 
     def _rebuilt(self, shape: torch.Size, change: Change) -> ScalePosterior:
         def by_node(value: Tensor) -> Tensor:

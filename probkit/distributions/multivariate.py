@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,10 +26,10 @@ _POSITIVE_DIAGONAL = constraints.lower_cholesky
 
 
 class _MultiOutput(TorchDistribution):
-    """Laws of loc + amplitude scale_tril Z on [row, output].
+    """Laws of loc + amplitude scale_tril Z diag(output_scale) on [row, output].
 
-    ``loc`` and ``scale_tril`` are kept unexpanded (batch dims of size 1 where they do not vary), so
-    that a mixture over thousands of amplitudes holds one factor.
+    All but ``amplitude`` (and ``df``) are kept unexpanded (batch dims of size 1 where they do not
+    vary), so that a mixture over thousands of amplitudes holds one factor.
     """
 
     support = constraints.independent(constraints.real, 2)
@@ -39,6 +40,7 @@ class _MultiOutput(TorchDistribution):
         loc: Tensor,
         scale_tril: Tensor,
         amplitude: Tensor | float,
+        output_scale: Tensor | float,
         extra_batch: torch.Size,
         validate_args: bool | None,
     ) -> torch.Size:
@@ -49,11 +51,18 @@ class _MultiOutput(TorchDistribution):
                 f"{tuple(loc.shape)} and {tuple(scale_tril.shape)}"
             )
         amplitude = torch.as_tensor(amplitude, dtype=loc.dtype, device=loc.device)
+        each = torch.as_tensor(output_scale, dtype=loc.dtype, device=loc.device)
+        each = each.unsqueeze(0) if each.ndim == 0 else each
         batch = torch.broadcast_shapes(
-            loc.shape[:-2], scale_tril.shape[:-2], amplitude.shape, extra_batch
+            loc.shape[:-2],
+            scale_tril.shape[:-2],
+            amplitude.shape,
+            each.shape[:-1],
+            extra_batch,
         )
         self._loc = _padded(loc, len(batch) + 2)
         self._tril = _padded(scale_tril, len(batch) + 2)
+        self._output_scale = _padded(each, len(batch) + 1)
         self.amplitude = amplitude.expand(batch)
         Distribution.__init__(self, batch, loc.shape[-2:], validate_args=False)
         self._validate_args = bool(validate_args)
@@ -70,6 +79,11 @@ class _MultiOutput(TorchDistribution):
         return self._tril.expand(self.batch_shape + self._tril.shape[-2:])
 
     @property
+    def output_scale(self) -> Tensor:
+        """Factor [*batch, output] on the scale of each output."""
+        return self._output_scale.expand(self.batch_shape + self.event_shape[1:])
+
+    @property
     def outputs(self) -> int:
         """Number of outputs."""
         return int(self.event_shape[1])
@@ -77,23 +91,33 @@ class _MultiOutput(TorchDistribution):
     def marginal_scale(self) -> Tensor:
         """Scale [*batch, row, output] of each entry."""
         rows = self._tril.square().sum(-1, keepdim=True).sqrt()
-        return (self.amplitude[..., None, None] * rows).expand(self.batch_shape + self.event_shape)
+        scale = self.amplitude[..., None, None] * rows * self._output_scale.unsqueeze(-2)
+        return scale.expand(self.batch_shape + self.event_shape)
 
     def _half_log_det(self) -> Tensor:
         rows = self._tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return self.outputs * (rows + self.event_shape[0] * self.amplitude.log())
+        outputs = self._output_scale.expand(*self._output_scale.shape[:-1], self.outputs)
+        n = self.event_shape[0]
+        return self.outputs * (rows + n * self.amplitude.log()) + n * outputs.log().sum(-1)
 
     def _squared_distance(self, value: Tensor) -> Tensor:
-        z = _on_columns(_solve, self._tril, value - self._loc)
+        centred = (value - self._loc) / self._output_scale.unsqueeze(-2)
+        z = _on_columns(_solve, self._tril, centred)
         return z.square().sum((-2, -1)) / self.amplitude.square()
 
     def _noise(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
         noise = randn_like(self._loc, shape + self.batch_shape + self.event_shape, generator)
-        return self.amplitude[..., None, None] * _on_columns(torch.matmul, self._tril, noise)
+        rows = _on_columns(torch.matmul, self._tril, noise)
+        return self.amplitude[..., None, None] * rows * self._output_scale.unsqueeze(-2)
 
     def stored_arguments(self) -> dict[str, Tensor]:
         """Constructor arguments, unexpanded."""
-        return {"loc": self._loc, "scale_tril": self._tril, "amplitude": self.amplitude}
+        return {
+            "loc": self._loc,
+            "scale_tril": self._tril,
+            "amplitude": self.amplitude,
+            "output_scale": self._output_scale,
+        }
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """Return the law with batch shape ``batch_shape``."""
@@ -111,6 +135,20 @@ class _MultiOutput(TorchDistribution):
                 rebuilt[name] = value[0] if isinstance(index, int) else value
             else:
                 rebuilt[name] = value[index]
+        return type(self)(**rebuilt, validate_args=False)
+
+    def map_batch(self, change: Callable[[Tensor], Tensor]) -> Any:
+        """Apply ``change`` to the leading dims of each parameter [*batch, *parameter].
+
+        A parameter that is constant along the first batch dim has size 1 there, so ``change`` may
+        reshape the dims after it but not index it.
+        """
+        full = len(self.batch_shape)
+        rebuilt = {}
+        for name, value in self.stored_arguments().items():
+            first = value.shape[:1] if full and value.ndim > full else self.batch_shape[:1]
+            wide = value.expand(first + self.batch_shape[1:] + value.shape[full:])
+            rebuilt[name] = change(wide)
         return type(self)(**rebuilt, validate_args=False)
 
     def flatten_batch(self, n: int) -> Any:
@@ -171,6 +209,7 @@ class MultiOutputNormal(_MultiOutput):
         loc: Mean [*batch, row, output].
         scale_tril: Lower factor of the row covariance at amplitude 1 [*batch, row, row].
         amplitude: Factor > 0 on the standard deviations [*batch].
+        output_scale: Factor > 0 on those of each output [*batch, output].
 
     Raises:
         ShapeError: the shapes do not match.
@@ -186,6 +225,7 @@ class MultiOutputNormal(_MultiOutput):
         "loc": constraints.independent(constraints.real, 2),
         "scale_tril": _POSITIVE_DIAGONAL,
         "amplitude": constraints.positive,
+        "output_scale": constraints.independent(constraints.positive, 1),
     }
 
     def __init__(
@@ -193,9 +233,10 @@ class MultiOutputNormal(_MultiOutput):
         loc: Tensor,
         scale_tril: Tensor,
         amplitude: Tensor | float = 1.0,
+        output_scale: Tensor | float = 1.0,
         validate_args: bool | None = None,
     ) -> None:
-        self._set(loc, scale_tril, amplitude, torch.Size(), validate_args)
+        self._set(loc, scale_tril, amplitude, output_scale, torch.Size(), validate_args)
 
     @property
     def mean(self) -> Tensor:
@@ -229,6 +270,7 @@ class MultiOutputStudentT(_MultiOutput):
         loc: Location [*batch, row, output].
         scale_tril: Lower factor of the row scale matrix at amplitude 1 [*batch, row, row].
         amplitude: Factor > 0 on the scale [*batch].
+        output_scale: Factor > 0 on the scale of each output [*batch, output].
 
     Raises:
         ShapeError: the shapes do not match.
@@ -245,6 +287,7 @@ class MultiOutputStudentT(_MultiOutput):
         "loc": constraints.independent(constraints.real, 2),
         "scale_tril": _POSITIVE_DIAGONAL,
         "amplitude": constraints.positive,
+        "output_scale": constraints.independent(constraints.positive, 1),
     }
 
     def __init__(
@@ -253,10 +296,12 @@ class MultiOutputStudentT(_MultiOutput):
         loc: Tensor,
         scale_tril: Tensor,
         amplitude: Tensor | float = 1.0,
+        output_scale: Tensor | float = 1.0,
         validate_args: bool | None = None,
     ) -> None:
         df = torch.as_tensor(df, dtype=loc.dtype, device=loc.device)
-        self.df = df.expand(self._set(loc, scale_tril, amplitude, df.shape, validate_args))
+        batch = self._set(loc, scale_tril, amplitude, output_scale, df.shape, validate_args)
+        self.df = df.expand(batch)
 
     def stored_arguments(self) -> dict[str, Tensor]:
         """Constructor arguments, unexpanded."""
@@ -306,6 +351,7 @@ class _SingleOutput(TorchDistribution):
     def stored_arguments(self) -> dict[str, Tensor]:
         """Constructor arguments, unexpanded."""
         arguments: dict[str, Tensor] = self._one.stored_arguments()
+        del arguments["output_scale"]
         return {**arguments, "loc": arguments["loc"].squeeze(-1)}
 
     @classmethod
@@ -366,6 +412,10 @@ class _SingleOutput(TorchDistribution):
     def select_batch(self, index: Tensor | int) -> Any:
         """Index the leading batch dim."""
         return self._from(self._one.select_batch(index))
+
+    def map_batch(self, change: Callable[[Tensor], Tensor]) -> Any:
+        """Apply ``change`` to the leading dims of each parameter [*batch, *parameter]."""
+        return self._from(self._one.map_batch(change))
 
     def flatten_batch(self, n: int) -> Any:
         """Merge the first ``n`` batch dims."""

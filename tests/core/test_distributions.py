@@ -90,15 +90,16 @@ class TestJointLaws:
         L = _factor(generator, 3)
         loc = torch.randn(3, 2, generator=generator, dtype=torch.float64)
         x = torch.randn(5, 3, 2, generator=generator, dtype=torch.float64)
-        # Row-major entries of [row, output] have the scale matrix (L L') kron I.
-        wide = torch.kron((2.0 * L).contiguous(), torch.eye(2, dtype=torch.float64))
+        # Row-major entries of [row, output] have the scale factor L kron diag(output_scale).
+        each = _double(1.0, 0.3)
+        wide = torch.kron((2.0 * L).contiguous(), torch.diag(each))
         for law, peer in (
             (
-                D.MultiOutputStudentT(4.0, loc, L, 2.0),
+                D.MultiOutputStudentT(4.0, loc, L, 2.0, each),
                 D.MultivariateStudentT(4.0, loc.flatten(), wide),
             ),
             (
-                D.MultiOutputNormal(loc, L, 2.0),
+                D.MultiOutputNormal(loc, L, 2.0, each),
                 td.MultivariateNormal(loc.flatten(), scale_tril=wide),
             ),
         ):
@@ -164,8 +165,9 @@ class TestJointLaws:
 
     def test_batched_factors_in_draws(self, generator: torch.Generator) -> None:
         L = _factor(generator, 2, 3)
-        law = D.MultiOutputNormal(torch.zeros(3, 2).double(), L, _double(1.0, 3.0))
-        x = D.sample(law, (40_000,), generator=generator)
+        each = _double(1.0, 0.1)
+        law = D.MultiOutputNormal(torch.zeros(3, 2).double(), L, _double(1.0, 3.0), each)
+        x = D.sample(law, (40_000,), generator=generator) / each
         sample = torch.einsum("sbic,sbjc->bij", x, x) / (2 * 40_000)
         exact = law.amplitude.square()[:, None, None] * L @ L.mT
         spread = (exact.diagonal(dim1=-2, dim2=-1)[:, :, None] ** 0.5) * (
@@ -430,6 +432,8 @@ class TestBatchesAndStorage:
         index = torch.tensor([1, 0, 1])
         assert torch.allclose(D.select(law, index).log_prob(x[index]), density[index])
         assert torch.allclose(D.select(law, 1).log_prob(x[1]), density[1])
+        reshaped = D.map_batch(law, lambda v: v.reshape(v.shape[:1] + (3, 1) + v.shape[2:]))
+        assert torch.allclose(reshaped.log_prob(x.unsqueeze(2)), density.unsqueeze(2))
         again = unpack(*pack(law))
         assert type(again) is type(law) and again.batch_shape == law.batch_shape
         assert torch.equal(again.log_prob(x), density)
