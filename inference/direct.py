@@ -60,7 +60,7 @@ class Direct(Sampler):
         return self.hyper if callable(getattr(self.hyper, "step", None)) else None
 
     @property
-    def needs(self) -> tuple[str, ...]:  # type: ignore[override]
+    def needs(self) -> tuple[str, ...]:
         """``condition``, and the evidence where hyper-parameters are inferred."""
         if self._nested is not None:
             return ("condition", "hyper_sites", "log_hyperprior", "log_evidence")
@@ -106,12 +106,15 @@ class Direct(Sampler):
         """Condition the full model on the hyper-parameter draws of all chains."""
         if self._nested is None:
             return posterior
+        posterior = self._nested.conclude(_marginal_problem(problem), posterior)
         source = posterior.source
         if not isinstance(source, Draws):
             raise CapabilityError(
                 f"Direct(hyper={type(self._nested).__name__}()) needs a sampler that returns draws"
             )
-        return condition_on_draws(problem, posterior, source)
+        found = {k: v for k, v in posterior.attrs.items() if k != "point_estimate"}
+        attrs = {**found, "hyper": type(self._nested).__name__}
+        return condition_on_draws(problem, replace(posterior, attrs=attrs), source)
 
 
 def _marginal_problem(problem: Problem) -> Problem:
@@ -161,5 +164,5 @@ def condition_on_draws(problem: Problem, hyper: Posterior, draws: Draws) -> Post
         marginals={} if not single else posterior.marginals,
         log_evidence=evidence,
         sample_stats=hyper.sample_stats,
-        attrs={**posterior.attrs, "hyper": hyper.attrs.get("algorithm", "")},
+        attrs={**posterior.attrs, **hyper.attrs},
     )

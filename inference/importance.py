@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from probkit.density import check_log_joint, log_joint_of
-from probkit.errors import CapabilityError, DataError, NumericsWarning
+from probkit.errors import CapabilityError, DataError, NumericsWarning, ShapeError
 from probkit.files import storable
 from probkit.model import Batch, Values, lacks
 from probkit.numerics import ess_from_log_weights, logmeanexp
@@ -57,8 +57,8 @@ class ImportanceSampling(Sampler):
     def __post_init__(self) -> None:
         if min(self.draws, self.chunk) < 1 or self.proposal not in ("guide", "prior"):
             raise DataError(
-                "ImportanceSampling: expected draws and chunk >= 1 and proposal 'guide' or 'prior', "
-                f"got {self.draws}, {self.chunk}, {self.proposal!r}"
+                "ImportanceSampling: expected draws and chunk >= 1 and proposal 'guide' or "
+                f"'prior', got {self.draws}, {self.chunk}, {self.proposal!r}"
             )
 
     def total(self) -> int:
@@ -68,6 +68,8 @@ class ImportanceSampling(Sampler):
     def _guide(self, problem: Problem) -> Any:
         """The guide that proposes; None for the prior."""
         if problem.guide is not None:
+            if self.proposal == "prior":
+                raise DataError("ImportanceSampling: leave out guide= or proposal='prior'")
             return problem.guide
         own = getattr(problem.model, "guide", None)
         return own() if callable(own) and self.proposal == "guide" else None
@@ -93,8 +95,16 @@ class ImportanceSampling(Sampler):
         n = min(self.chunk, self.draws - state["drawn"])
         with torch.no_grad():
             values, log_weights = self._weighted(problem, state["params"], n, rngs[0])
-        if bool(torch.isnan(log_weights).any()):
-            raise DataError("ImportanceSampling: a log weight is NaN; check the log joint")
+        if log_weights.shape != (n,):
+            raise ShapeError(
+                f"log_likelihood of {type(problem.model).__name__}: expected [n={n}] for n values, "
+                f"got {tuple(log_weights.shape)}; carry leading dims through"
+            )
+        if bool((torch.isnan(log_weights) | torch.isposinf(log_weights)).any()):
+            raise DataError(
+                "ImportanceSampling: a log weight is NaN or infinite; check the log joint and that "
+                "the proposal has a density where it draws"
+            )
         keep = {
             "values": {name: value[None] for name, value in values.items()},
             "log_weights": log_weights[None],
@@ -114,24 +124,29 @@ class ImportanceSampling(Sampler):
         return values, log_joint_of(problem.model, values, problem.data) - log_q.total()
 
     def finish(self, problem: Problem, state: Tree, kept: Tree, *, rngs: Any) -> Posterior:
-        """Collect draws, weights, evidence and effective sample size."""
+        """Collect draws, weights and evidence."""
         log_weights = kept["log_weights"]
         if bool(torch.isneginf(log_weights).all()):
             raise DataError(
                 "ImportanceSampling: every weight is zero; the proposal does not overlap the "
                 "posterior, pass another guide="
             )
-        ess = float(ess_from_log_weights(log_weights, dim=1).min())
-        if ess < 10:
-            warnings.warn(
-                f"importance sampling kept {ess:.1f} effective draws of {self.draws}; the weighted "
-                "draws say little: use a proposal nearer the posterior (guide=) or another sampler",
-                NumericsWarning,
-                stacklevel=4,
-            )
         return make_posterior(
             problem,
             Draws(kept["values"], log_weights),
             log_evidence=Evidence(logmeanexp(log_weights, dim=1), "estimate"),
-            attrs={"ess": ess},
         )
+
+    def conclude(self, problem: Problem, posterior: Posterior) -> Posterior:
+        """Report the smallest effective sample size of all chains; warn when it is below 10."""
+        log_weights = posterior.source.log_weights  # type: ignore[attr-defined]
+        ess = float(ess_from_log_weights(log_weights, dim=1).min())
+        if ess < 10:
+            warnings.warn(
+                f"importance sampling kept {ess:.1f} effective draws of {log_weights.shape[1]}; "
+                "the weighted draws say little: use a proposal nearer the posterior (guide=) or "
+                "another sampler",
+                NumericsWarning,
+                stacklevel=4,
+            )
+        return replace(posterior, attrs={**posterior.attrs, "ess": ess})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from probkit.files import storable
 from probkit.posterior import Posterior, make_posterior
 from probkit.sampler import Problem, Sampler, Step
 from probkit.sources import Draws
-from probkit.tree import Tree
+from probkit.tree import Tree, map_tensors
 from probkit.unconstrained import Unconstrained
 
 __all__ = ["MAP"]
@@ -93,14 +93,16 @@ class MAP(Sampler):
     def step(self, problem: Problem, state: Tree, *, rngs: Any) -> Step:
         """Take ``chunk`` iterations from the current starting point."""
         objective = self._objective(problem)
+        take = min(self.chunk, self.max_iter - state["iterations"])
         flat, optimizer, value, gradient = _lbfgs(
-            objective, state["flat"], state["optimizer"], min(self.chunk, self.max_iter)
+            objective, state["flat"], state["optimizer"], take
         )
-        iterations = state["iterations"] + self.chunk
+        iterations = state["iterations"] + take
         converged = gradient <= self.tolerance * max(1.0, abs(value))
         stalled = bool((flat == state["flat"]).all())
         new = {**state, "flat": flat, "optimizer": optimizer, "iterations": iterations}
-        if value < state["best_value"]:
+        # A last chunk that stays where it is may be the one that sees the small gradient.
+        if value < state["best_value"] or (value == state["best_value"] and converged):
             new.update(best=flat, best_value=value, converged=converged)
         done = False
         if converged or stalled or iterations >= self.max_iter:
@@ -134,22 +136,27 @@ class MAP(Sampler):
                 "MAP: the log joint was not finite at any starting point; check the data and the "
                 "starting values"
             )
-        if not state["converged"]:
-            warnings.warn(
-                f"MAP stopped after {self.max_iter} iterations before its gradient fell below "
-                f"tolerance={self.tolerance:g}; raise max_iter",
-                ConvergenceWarning,
-                stacklevel=4,
-            )
         free = Unconstrained(problem.model.sites(problem.data))
         values = {name: value[None, None] for name, value in free.values(state["best"]).items()}
         log_joint = state["best"].new_tensor([[-state["best_value"]]])
         return make_posterior(
             problem,
             Draws(values),
-            sample_stats={"lp": log_joint},
-            attrs={"point_estimate": True, "converged": bool(state["converged"])},
+            sample_stats={"lp": log_joint, "converged": torch.tensor([[state["converged"]]])},
+            attrs={"point_estimate": True},
         )
+
+    def conclude(self, problem: Problem, posterior: Posterior) -> Posterior:
+        """Warn where a chain has not converged."""
+        converged = bool(posterior.sample_stats["converged"].all())
+        if not converged:
+            warnings.warn(
+                f"MAP ended before its gradient fell below tolerance={self.tolerance:g} (at most "
+                f"max_iter={self.max_iter} iterations from each start); raise max_iter",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+        return replace(posterior, attrs={**posterior.attrs, "converged": converged})
 
 
 def _lbfgs(
@@ -165,21 +172,22 @@ def _lbfgs(
         [position], max_iter=iterations, line_search_fn="strong_wolfe", tolerance_change=0.0
     )
     if memory is not None:
-        optimizer.load_state_dict(memory)
+        # The optimizer works in place; the old state must stay as it is.
+        optimizer.load_state_dict(map_tensors(Tensor.clone, memory))
     seen: list[tuple[float, Tensor, float]] = []
 
     def closure() -> Tensor:
         optimizer.zero_grad()
         with torch.enable_grad():
             loss = objective(position)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         gradient = position.grad
         value = float(loss.detach())
         if math.isfinite(value) and gradient is not None:
             seen.append((value, position.detach().clone(), float(gradient.abs().max())))
         return loss.detach()
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)
     if not seen:
         return flat, None, float("inf"), float("inf")
     value, best, gradient = min(seen, key=lambda entry: entry[0])
