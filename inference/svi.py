@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,8 +14,10 @@ from probkit.density import check_log_joint, log_joint_of
 from probkit.errors import CapabilityError, DataError
 from probkit.files import storable
 from probkit.guide import Guide
+from probkit.loader import Loader, Sized
 from probkit.model import Batch, lacks
 from probkit.posterior import Evidence, Posterior, make_posterior
+from probkit.rng import seed_of
 from probkit.sampler import Problem, Sampler, Step
 from probkit.sources import Fitted
 from probkit.tree import Tree, leaves, map_tensors
@@ -36,6 +39,7 @@ class SVI(Sampler):
         decay: Share of the learning rate that is left at the end.
         particles: Draws per gradient step.
         batch_size: Units per step; None uses all data. Needs ``plate_size`` and ``minibatch``.
+            A :class:`~probkit.loader.Loader` as data brings its own batches.
         chunk: Gradient steps between reports.
         evidence_draws: Draws for the final estimate of the bound (full data only).
 
@@ -54,13 +58,16 @@ class SVI(Sampler):
 
     needs = ("sites", "log_joint")
     accepts_guide = True
+    accepts_loader = True
 
     def __post_init__(self) -> None:
-        counts = (self.steps, self.particles, self.chunk, self.evidence_draws, self.batch_size or 1)
-        if min(counts) < 1 or not self.lr > 0 or not 0 < self.decay <= 1:
+        batch = 1 if self.batch_size is None else self.batch_size
+        counts = (self.steps, self.particles, self.chunk, self.evidence_draws, batch)
+        whole = all(isinstance(count, int) and count >= 1 for count in counts)
+        if not whole or not 0 < self.lr < math.inf or not 0 < self.decay <= 1:
             raise DataError(
-                "SVI: expected steps, particles, chunk, evidence_draws, batch_size >= 1, lr > 0 and "
-                f"0 < decay <= 1, got {self}"
+                "SVI: expected whole steps, particles, chunk, evidence_draws, batch_size >= 1, "
+                f"0 < lr < inf and 0 < decay <= 1, got {self}"
             )
 
     def total(self) -> int:
@@ -80,7 +87,12 @@ class SVI(Sampler):
 
     def init(self, problem: Problem, *, rngs: Any) -> Tree:
         """Make the guide's parameters."""
-        if self.batch_size is not None:
+        data, loader = problem.data, None
+        if isinstance(data, Loader):
+            if self.batch_size is not None:
+                raise DataError("SVI: a Loader makes its own batches; leave out batch_size=")
+            data, loader = data.example, data
+        elif self.batch_size is not None:
             missing = lacks(problem.model, ("plate_size", "minibatch"))
             if missing:
                 raise CapabilityError(
@@ -88,36 +100,44 @@ class SVI(Sampler):
                     f"{type(problem.model).__name__} lacks {', '.join(missing)}. Leave it out"
                 )
         guide = self._guide(problem)
-        params = guide.init(problem.model, problem.data, rng=rngs[0])
+        local = any(site.plate is not None for site in problem.model.sites(data).values())
+        model = Sized(problem.model, loader.units) if loader and local else problem.model
+        params = guide.init(model, data, rng=rngs[0])
         params = map_tensors(lambda t: t.detach().clone(), params)
         if not leaves(params):
             raise CapabilityError(f"SVI: {type(guide).__name__} has no parameters to fit")
-        batch = self._whole(problem)
+        seed = 0 if loader is None else seed_of(rngs[0])
+        batch = loader.next(problem.model, seed, 0, 0)[0] if loader else Batch(data)
         values, _ = guide.sample(params, problem.model, batch, 2, rng=rngs[0])
-        check_log_joint(problem.model, map_tensors(Tensor.detach, values), batch.data)
-        return {"params": params, "optimizer": None, "taken": 0, "order": None, "position": 0}
-
-    @staticmethod
-    def _whole(problem: Problem) -> Batch:
-        return problem.data if isinstance(problem.data, Batch) else Batch(problem.data)
+        values = map_tensors(Tensor.detach, values)
+        check_log_joint(problem.model, values, batch.data, scale=batch.scale)
+        return {
+            "params": params,
+            "optimizer": None,
+            "taken": 0,
+            "feed": {"seed": seed, "epoch": 0, "position": 0, "order": None},
+        }
 
     def step(self, problem: Problem, state: Tree, *, rngs: Any) -> Step:
         """Take ``chunk`` gradient steps."""
         guide = self._guide(problem)
         params = map_tensors(lambda t: t.detach().clone().requires_grad_(), state["params"])
-        optimizer = torch.optim.Adam([t for t in leaves(params) if isinstance(t, Tensor)], lr=self.lr)
+        optimizer = torch.optim.Adam(
+            [t for t in leaves(params) if isinstance(t, Tensor)], lr=self.lr
+        )
         if state["optimizer"] is not None:
-            optimizer.load_state_dict(state["optimizer"])
-        order, position, taken = state["order"], state["position"], state["taken"]
+            # Adam works in place; the old state must stay as it is.
+            optimizer.load_state_dict(map_tensors(Tensor.clone, state["optimizer"]))
+        feed, taken = state["feed"], state["taken"]
         bounds = []
         for _ in range(min(self.chunk, self.steps - taken)):
-            batch, order, position = self._next_batch(problem, order, position, rngs[0])
+            batch, feed = self._next_batch(problem, feed, rngs[0])
             for group in optimizer.param_groups:
                 group["lr"] = self.lr * self.decay ** (taken / self.steps)
             optimizer.zero_grad()
             with torch.enable_grad():
                 bound = elbo(problem.model, guide, params, batch, self.particles, rngs[0]).mean()
-                (-bound).backward()  # type: ignore[no-untyped-call]
+                (-bound).backward()
             optimizer.step()
             taken += 1
             bounds.append(float(bound.detach()))
@@ -131,24 +151,31 @@ class SVI(Sampler):
             "params": map_tensors(Tensor.detach, params),
             "optimizer": optimizer.state_dict(),
             "taken": taken,
-            "order": order,
-            "position": position,
+            "feed": feed,
         }
-        keep = None
-        return Step(new, taken >= self.steps, keep, {"elbo": average})
+        return Step(new, taken >= self.steps, info={"elbo": average})
 
     def _next_batch(
-        self, problem: Problem, order: Tensor | None, position: int, rng: torch.Generator
-    ) -> tuple[Batch, Tensor | None, int]:
-        """Take the next units of a random order, drawn anew for each pass over the data."""
+        self, problem: Problem, feed: Mapping[str, Any], rng: torch.Generator
+    ) -> tuple[Batch, Mapping[str, Any]]:
+        """Take the next batch; ``feed`` tells where the pass over the data is.
+
+        Without a loader units are taken in a random order, drawn anew for each pass.
+        """
+        if isinstance(problem.data, Loader):
+            batch, epoch, position = problem.data.next(
+                problem.model, feed["seed"], feed["epoch"], feed["position"]
+            )
+            return batch, {**feed, "epoch": epoch, "position": position + 1}
         if self.batch_size is None:
-            return self._whole(problem), None, 0
+            return Batch(problem.data), feed
         size = problem.model.plate_size(problem.data)
+        order, position = feed["order"], feed["position"]
         if order is None or position >= size:
             order, position = torch.randperm(size, generator=rng, device=rng.device), 0
         index = order[position : position + self.batch_size]
-        batch: Batch = problem.model.minibatch(problem.data, index)
-        return batch, order, position + len(index)
+        batch = problem.model.minibatch(problem.data, index)
+        return batch, {**feed, "order": order, "position": position + len(index)}
 
     def can_finish(self, state: Tree, kept: Tree) -> bool:
         """Any state is a fit."""
@@ -160,10 +187,12 @@ class SVI(Sampler):
         params = map_tensors(Tensor.detach, state["params"])
         source = Fitted(guide, [params])
         evidence = None
-        if self.batch_size is None:
+        if isinstance(problem.data, Loader):
+            problem = replace(problem, data=problem.data.example)
+        elif self.batch_size is None:
             with torch.no_grad():
                 bound = elbo(
-                    problem.model, guide, params, self._whole(problem), self.evidence_draws, rngs[0]
+                    problem.model, guide, params, Batch(problem.data), self.evidence_draws, rngs[0]
                 )
             evidence = Evidence(bound.mean(0, keepdim=True), "bound")
         return make_posterior(

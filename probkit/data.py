@@ -97,7 +97,7 @@ def convert(data: Any) -> Converted:
 
     def walk(value: Any, path: tuple[str | int, ...]) -> Any:
         if isinstance(value, pd.DataFrame | pd.Series):
-            found = (_axis_labels(value.index),)
+            found: Labels = (_axis_labels(value.index),)
             if isinstance(value, pd.DataFrame):
                 found += (_axis_labels(value.columns),)
             if any(axis is not None for axis in found):
@@ -154,9 +154,9 @@ def device_of(data: Any) -> torch.device:
         data = list(data.values())
     if isinstance(data, list | tuple):
         for value in data:
-            device = device_of(value)
-            if device.type != "cpu":
-                return device
+            found = device_of(value)
+            if found.type != "cpu":
+                return found
         return torch.device("cpu")
-    device = getattr(data, "device", None)
-    return device if isinstance(device, torch.device) else torch.device("cpu")
+    own = getattr(data, "device", None)
+    return own if isinstance(own, torch.device) else torch.device("cpu")

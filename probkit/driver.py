@@ -17,9 +17,10 @@ import torch
 
 from probkit.checkpoint import BlockFile, BlockRun, Checkpoint
 from probkit.data import Labels, convert, device_of
-from probkit.errors import DataError
+from probkit.errors import CapabilityError, DataError
 from probkit.fingerprint import fingerprint
 from probkit.guide import Guide
+from probkit.loader import Loader
 from probkit.model import prepare
 from probkit.posterior import Posterior, first_chains, join_chains
 from probkit.rng import Rng, seed_of, stream
@@ -48,7 +49,8 @@ def infer(
     Args:
         model: A probkit model, or ``FromPyro(program)``.
         data: What the model asks for; NumPy arrays and pandas frames are accepted where tensors
-            are, and their labels become coords.
+            are, and their labels become coords. SVI also takes a
+            :class:`~probkit.loader.Loader` of minibatches.
         sampler: Options of the algorithm; None takes the model's own choice.
         guide: Variational family (SVI, Laplace), proposal (importance and particle samplers) or
             amortised network (Direct); other samplers refuse it.
@@ -82,11 +84,16 @@ def infer(
     if not isinstance(chains, int) or chains < 1:
         raise DataError(f"infer: expected chains >= 1, got {chains!r}")
     converted = convert(data)
-    prepared = prepare(model, converted.data)
+    is_loader = isinstance(data, Loader)
+    prepared = data.prepared(model) if is_loader else prepare(model, converted.data)
     if sampler is None:
         choose = getattr(model, "sampler", None)
         sampler = choose() if callable(choose) else default_sampler(model)
     check_fit(model, sampler, guide)
+    if is_loader and not getattr(sampler, "accepts_loader", False):
+        raise CapabilityError(
+            f"{type(sampler).__name__} needs all data at once; a Loader feeds SVI only"
+        )
     coords = {**_label_coords(model, converted.data, converted.labels), **_coords_of(model)}
     problem = Problem(model, prepared, guide, coords)
     seed = seed_of(rng)
