@@ -23,7 +23,8 @@ Each contender runs in a process of its own, peers with other needs in environme
 After a cold run the results are compared: no ratio is given where they disagree. Then every round
 measures each contender once, in turn. The ratio is ours / peer inside a round (below 1: ours takes
 less), quoted as median [quartiles] over the rounds; the goal is held against the median. CPU time
-counts all threads and child processes; memory is the peak of the process (on a GPU: of tensors).
+counts all threads and child processes, and what the system does for them (handing out fresh memory
+above all; its share is given above 10 %). Memory is the peak of the process (on a GPU: of tensors).
 """
 
 
@@ -114,7 +115,9 @@ def _side(result: TimingResult, pair: Pair, name: str) -> str:
     if pair.problem or timing is None:
         return name
     seconds = statistics.median(timing.cpu_s if pair.metric == "cpu" else timing.wall_s)
-    return f"{name}: {_seconds(seconds)} {pair.metric}"
+    system = statistics.median(timing.system_s) / seconds
+    share = f", {system:.0%} of it the system's" if pair.metric == "cpu" and system > 0.1 else ""
+    return f"{name}: {_seconds(seconds)} {pair.metric}{share}"
 
 
 def _find(timings: Iterable[Timing], name: str, workload: object) -> Timing | None:

@@ -53,6 +53,7 @@ class Timing:
     contender: str
     workload: dict[str, int | float | str]
     cpu_s: list[float]
+    system_s: list[float]
     wall_s: list[float]
     loops: int
     first_wall_s: float

@@ -50,6 +50,7 @@ class _Side:
     first_wall_s: float = 0.0
     loops: int = 1
     cpu_s: list[float] = field(default_factory=list)
+    system_s: list[float] = field(default_factory=list)
     wall_s: list[float] = field(default_factory=list)
     peak_mib: float = 0.0
 
@@ -236,6 +237,7 @@ def _drop_pointless(run: _Run, comparisons: list[Comparison]) -> None:
 def _measure(side: _Side) -> None:
     reply = side.worker.ask(do="measure", loops=side.loops)
     side.cpu_s.append(reply["cpu_s"])
+    side.system_s.append(reply["system_s"])
     side.wall_s.append(reply["wall_s"])
 
 
@@ -257,6 +259,7 @@ def _timing(name: str, workload: Workload, side: _Side) -> Timing:
         contender=name,
         workload=dict(workload),
         cpu_s=side.cpu_s,
+        system_s=side.system_s,
         wall_s=side.wall_s,
         loops=side.loops,
         first_wall_s=side.first_wall_s,

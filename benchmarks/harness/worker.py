@@ -5,11 +5,11 @@ standard input, one reply each goes to what was standard output; anything the co
 to standard error. Only the standard library is imported here: the interpreter may be a peer's.
 
 Requests (``do``) and replies:
-    prepare {workload, device, threads}   -> {versions, python, gpu}
-    fingerprint                           -> {fingerprint, cpu_s, wall_s}   (the first, cold run)
-    measure {loops}                       -> {cpu_s, wall_s}                (per loop)
-    memory                                -> {peak_mib}
-    evaluate {quick}                      -> {values, cpu_s, wall_s, versions, python}
+    prepare {workload, device, threads}  -> {versions, python, gpu}
+    fingerprint                          -> {fingerprint} and times of this first, cold run
+    measure {loops}                      -> {cpu_s, system_s, wall_s} of one run
+    memory                               -> {peak_mib}
+    evaluate {quick}                     -> {values, versions, python} and times
 A reply ``{unavailable}`` gives the reason why it cannot run here, ``{error}`` a failure.
 """
 
@@ -27,25 +27,35 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.harness.registry import load
 from benchmarks.harness.spec import Benchmark, Contender, Quality, Task, Unavailable
 
-__all__ = ["Worker", "clock", "keep_to", "own_peak_mib", "serve"]
+__all__ = ["Elapsed", "Worker", "clock", "keep_to", "own_peak_mib", "serve"]
 
 _MIB_PER_RSS_UNIT = 1 / 1024 if sys.platform != "darwin" else 1 / 1024**2
 
 
-def _cpu_seconds() -> float:
-    """CPU time of this process, all threads, and of the children it has waited for."""
+class Elapsed(NamedTuple):
+    """Seconds: CPU of all threads and finished children, the system's part of it, and wall."""
+
+    cpu_s: float
+    system_s: float
+    wall_s: float
+
+
+def _now() -> Elapsed:
+    own = resource.getrusage(resource.RUSAGE_SELF)
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
+    return Elapsed(
+        time.process_time() + children.ru_utime + children.ru_stime,
+        own.ru_stime + children.ru_stime,
+        time.perf_counter(),
+    )
 
 
-def clock(
-    run: Callable[[], Any], loops: int, finish: Callable[[], None]
-) -> tuple[Any, float, float]:
+def clock(run: Callable[[], Any], loops: int, finish: Callable[[], None]) -> tuple[Any, Elapsed]:
     """Run the work `loops` times.
 
     Args:
@@ -54,17 +64,18 @@ def clock(
         finish: Waits until work that was only queued (on a GPU) is done.
 
     Returns:
-        The last result, CPU seconds per run and wall seconds per run.
+        The last result, and the time of one run.
     """
     gc.collect()
     finish()
-    cpu, wall = _cpu_seconds(), time.perf_counter()
+    start = _now()
     result = None
     for _ in range(loops):
         result = None  # so that memory never holds two results
         result = run()
     finish()
-    return result, (_cpu_seconds() - cpu) / loops, (time.perf_counter() - wall) / loops
+    passed = (after - before for after, before in zip(_now(), start, strict=True))
+    return result, Elapsed(*(seconds / loops for seconds in passed))
 
 
 def own_peak_mib() -> float:
@@ -146,17 +157,16 @@ class Worker:
     def fingerprint(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Run once, cold, and return a few numbers of the result."""
         assert self.task is not None
-        result, cpu, wall = clock(self.task.run, 1, self.synchronize)
+        result, elapsed = clock(self.task.run, 1, self.synchronize)
         numbers = {
             key: [float(v) for v in row] for key, row in self.task.fingerprint(result).items()
         }
-        return {"fingerprint": numbers, "cpu_s": cpu, "wall_s": wall}
+        return {"fingerprint": numbers, **elapsed._asdict()}
 
     def measure(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Time the work."""
         assert self.task is not None
-        _, cpu, wall = clock(self.task.run, request["loops"], self.synchronize)
-        return {"cpu_s": cpu, "wall_s": wall}
+        return clock(self.task.run, request["loops"], self.synchronize)[1]._asdict()
 
     def memory(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return the largest memory so far: of the GPU, or of this process and its children."""
@@ -169,11 +179,10 @@ class Worker:
         """Compute the values of a quality entry."""
         assert isinstance(self.declared, Quality)
         declared = self.declared
-        values, cpu, wall = clock(lambda: declared.evaluate(request["quick"]), 1, self.synchronize)
+        values, elapsed = clock(lambda: declared.evaluate(request["quick"]), 1, self.synchronize)
         return {
             "values": [{**dataclasses.asdict(v), "met": v.met} for v in values],
-            "cpu_s": cpu,
-            "wall_s": wall,
+            **elapsed._asdict(),
             "versions": _versions(declared.packages),
             "python": platform.python_version(),
         }
