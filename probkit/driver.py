@@ -37,7 +37,7 @@ def infer(
     data: Any,
     sampler: Sampler | None = None,
     *,
-    guide: Guide | None = None,
+    guide: Any = None,
     rng: Rng,
     chains: int = 1,
     callbacks: Sequence[Callback] = (),
@@ -53,7 +53,8 @@ def infer(
             :class:`~probkit.loader.Loader` of minibatches.
         sampler: Options of the algorithm; None takes the model's own choice.
         guide: Variational family (SVI, Laplace), proposal (importance and particle samplers) or
-            amortised network (Direct); other samplers refuse it.
+            amortised network (Direct); other samplers refuse it. Pyro guides and AutoGuides, as
+            classes, functions or objects, are accepted.
         rng: Seed or generator. Chain ``k`` has its own stream, whatever the number of chains.
         chains: Independent repeats.
         callbacks: Called with an :class:`~probkit.sampler.Info` after each step; one that returns
@@ -89,6 +90,7 @@ def infer(
     if sampler is None:
         choose = getattr(model, "sampler", None)
         sampler = choose() if callable(choose) else default_sampler(model)
+    guide = _as_guide(guide)
     check_fit(model, sampler, guide)
     if is_loader and not getattr(sampler, "accepts_loader", False):
         raise CapabilityError(
@@ -119,6 +121,16 @@ def infer(
         **({} if outcome.reason is None else {"stopped_by": outcome.reason}),
     }
     return replace(posterior, attrs={**attrs, **posterior.attrs})
+
+
+def _as_guide(guide: Any) -> Guide | None:
+    """Wrap a Pyro guide; leave probkit's own as they are."""
+    if guide is None or isinstance(guide, Guide):
+        return guide
+    from probkit.pyro_adapter import as_guide
+
+    wrapped: Guide = as_guide(guide)
+    return wrapped
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,8 @@
+"""Small real data sets that need no download, for demos, tutorials and tests."""
+
+from __future__ import annotations
+
+from probkit.datasets.regression import Regression, diabetes
+from probkit.datasets.schools import eight_schools
+
+__all__ = ["Regression", "diabetes", "eight_schools"]
