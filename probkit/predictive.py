@@ -74,6 +74,14 @@ def _levels(q: Tensor | float | Sequence[float], like: Tensor) -> Tensor:
     return levels
 
 
+def _linear_quantile(ordered: Tensor, levels: Tensor) -> Tensor:
+    """Quantiles [level, entry] of sorted draws [draw, entry]; torch.quantile has a size limit."""
+    place = levels * (len(ordered) - 1)
+    below = place.floor().long()
+    above = (below + 1).clamp_max(len(ordered) - 1)
+    return torch.lerp(ordered[below], ordered[above], (place - below)[:, None])
+
+
 def _no_probs() -> CapabilityError:
     return CapabilityError("probs exist for categorical predictives only; use cdf or log_prob here")
 
@@ -119,7 +127,7 @@ class Analytic:
         """Quantiles [*q, *obs] of each entry."""
         marginal = D.marginals(self.dist)
         levels = _levels(q, _sample_like(marginal))
-        return D.icdf(marginal, levels.reshape(*levels.shape, *[1] * len(marginal.batch_shape)))
+        return D.icdf(marginal, levels.reshape(levels.shape + (1,) * len(marginal.batch_shape)))
 
     def cdf(self, y: Tensor | float) -> Tensor:
         """P(Y <= y) of each entry."""
@@ -184,7 +192,7 @@ class Mixture:
         levels = _levels(q, _sample_like(marginal))
         entries = len(marginal.batch_shape) - 1
         return D.mixture_icdf(
-            marginal, self.log_weights, levels.reshape(*levels.shape, *[1] * entries)
+            marginal, self.log_weights, levels.reshape(levels.shape + (1,) * entries)
         )
 
     def cdf(self, y: Tensor | float) -> Tensor:
@@ -267,30 +275,24 @@ class Empirical:
         return torch.tensordot(self.weights, onehot, dims=1)
 
     def quantile(self, q: Tensor | float | Sequence[float]) -> Tensor:
-        """Quantiles [*q, *obs]: inverse of the weighted empirical cdf, linear between draws.
+        """Quantiles [*q, *obs] of each entry.
 
-        Equal weights give the usual linear rule (Hyndman and Fan 1996, type 7).
+        Equal weights: the usual linear rule (Hyndman and Fan 1996, type 7). Other weights: the
+        smallest draw whose weighted empirical cdf reaches the level; nothing is interpolated, so
+        that a draw of negligible weight does not matter, wherever it lies.
         """
         values = self._tensor()
         levels = _levels(q, values)
+        flat = values.reshape(len(values), -1)
+        ordered, order = flat.sort(dim=0)
         if self.log_weights is None:
-            flat = torch.quantile(values.flatten(1), levels.flatten(), dim=0)
-            return flat.reshape(*levels.shape, *values.shape[1:])
-        order = values.argsort(dim=0)
-        ordered = values.gather(0, order).flatten(1).T.contiguous()
-        weights = self.weights.to(values.dtype)[order].flatten(1).T
-        # Knots in the middle of each draw's probability mass.
-        knots = (weights.cumsum(-1) - 0.5 * weights).contiguous()
-        wanted = levels.flatten().expand(len(ordered), -1).contiguous()
-        right = torch.searchsorted(knots, wanted).clamp(1, knots.shape[-1] - 1)
-        if knots.shape[-1] == 1:
-            result = ordered.expand(-1, wanted.shape[-1])
+            result = _linear_quantile(ordered, levels.flatten())
         else:
-            k0, k1 = knots.gather(-1, right - 1), knots.gather(-1, right)
-            v0, v1 = ordered.gather(-1, right - 1), ordered.gather(-1, right)
-            share = ((wanted - k0) / (k1 - k0).clamp_min(torch.finfo(values.dtype).tiny)).clamp(0, 1)
-            result = v0 + share * (v1 - v0)
-        return result.T.reshape(*levels.shape, *values.shape[1:])
+            share = self.weights.to(values.dtype)[order].cumsum(0).T.contiguous()
+            wanted = levels.flatten().expand(len(share), -1).contiguous()
+            position = torch.searchsorted(share, wanted).clamp_max(len(values) - 1)
+            result = ordered.gather(0, position.T)
+        return result.reshape(levels.shape + values.shape[1:])
 
     def cdf(self, y: Tensor | float) -> Tensor:
         """Weighted share of draws at or below ``y``."""
