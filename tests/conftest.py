@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-# Its import adds two warning filters; done here so that no test is charged with it.
+# These add warning filters when they are first imported (torch imports sympy late); done here so
+# that no test is charged with it.
 import scipy.stats  # noqa: F401
+import sympy  # noqa: F401
 import torch
 
 # Helpers of the tests are imported as ``support.<module>``.
