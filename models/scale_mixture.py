@@ -779,6 +779,11 @@ class SpectralStats:
         """Batch shape [*batch]."""
         return self.noise_var.shape
 
+    @property
+    def reference(self) -> Tensor:
+        """A tensor with the dtype and device of the data."""
+        return self.noise_var
+
     def log_likelihood(self, u: Tensor) -> Tensor:
         """Return log p(y | sigma^2 = exp u) for u [*sample, *batch]; O(n C) for each value."""
         result: Tensor = _SpectralLogLikelihood.apply(

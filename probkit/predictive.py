@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from probkit import distributions as D
+from probkit.data import as_tensor
 from probkit.errors import CapabilityError, DataError, ShapeError
 from probkit.numerics import log_softmax_weights
 from probkit.rng import Rng, require_rng, scope, stream
@@ -132,11 +133,11 @@ class Analytic:
     def cdf(self, y: Tensor | float) -> Tensor:
         """P(Y <= y) of each entry."""
         marginal = D.marginals(self.dist)
-        return D.cdf(marginal, torch.as_tensor(y, dtype=_sample_like(marginal).dtype))
+        return D.cdf(marginal, _values_of(y, _sample_like(marginal)))
 
     def log_prob(self, y: Tensor) -> Tensor:
         """Log density [*batch_shape] of the distribution."""
-        return _log_prob(self.dist, y)
+        return self.dist.log_prob(_values_of(y, _sample_like(self.dist)))
 
     def sample(self, n: int, *, rng: Rng) -> Tensor:
         """Draw [n, *obs]."""
@@ -198,12 +199,12 @@ class Mixture:
     def cdf(self, y: Tensor | float) -> Tensor:
         """P(Y <= y) of each entry."""
         marginal = D.marginals(self.dist)
-        value = torch.as_tensor(y, dtype=self.log_weights.dtype, device=self.log_weights.device)
-        return D.mixture_cdf(marginal, self.log_weights, value)
+        return D.mixture_cdf(marginal, self.log_weights, _values_of(y, self.log_weights))
 
     def log_prob(self, y: Tensor) -> Tensor:
         """Log density of the mixture."""
-        return D.mixture_log_prob(self.dist, self.log_weights, y)
+        value = _values_of(y, _sample_like(self.dist))
+        return D.mixture_log_prob(self.dist, self.log_weights, value)
 
     def sample(self, n: int, *, rng: Rng) -> Tensor:
         """Draw [n, *obs]; the entries of one draw share their component."""
@@ -297,7 +298,7 @@ class Empirical:
     def cdf(self, y: Tensor | float) -> Tensor:
         """Weighted share of draws at or below ``y``."""
         values = self._tensor()
-        below = (values <= torch.as_tensor(y, device=values.device)).to(values.dtype)
+        below = (values <= _values_of(y, values)).to(values.dtype)
         return torch.tensordot(self.weights.to(values.dtype), below, dims=1)
 
     def log_prob(self, y: Tensor) -> Tensor:
@@ -307,7 +308,7 @@ class Empirical:
                 "draws of real numbers have no density: expected an Analytic or Mixture predictive; "
                 "use cdf or quantile, or predict with a model that has a closed form"
             )
-        equal = (self.values == y).to(self.weights.dtype)
+        equal = (self.values == _values_of(y, self.weights)).to(self.weights.dtype)
         return torch.tensordot(self.weights, equal, dims=1).log()
 
     def sample(self, n: int, *, rng: Rng) -> Any:
@@ -329,12 +330,10 @@ def _sample_like(dist: Distribution) -> Tensor:
     return torch.zeros((), dtype=torch.get_default_dtype())
 
 
-def _log_prob(dist: Distribution, y: Any) -> Tensor:
-    like = _sample_like(dist)
-    value = torch.as_tensor(y, device=like.device)
-    if value.is_floating_point():
-        value = value.to(like.dtype)
-    return dist.log_prob(value)
+def _values_of(y: Any, like: Tensor) -> Tensor:
+    """Read observed values, arrays and frames included, in the precision of the predictive."""
+    value = as_tensor(y, name="y").to(like.device)
+    return value.to(like.dtype) if value.is_floating_point() else value
 
 
 def predict_by_simulation(
