@@ -15,6 +15,7 @@ from torch import Tensor
 from probkit.errors import DataError, ShapeError
 from probkit.kernels.backends import NAMES, backend
 from probkit.kernels.backends.activations import activation_of
+from probkit.kernels.inputs import check_inputs, one_input
 
 __all__ = ["ARCHITECTURES", "NNGPKernel"]
 
@@ -190,9 +191,9 @@ class NNGPKernel(_Kernel):
 
     def _step_variances(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Weight and bias variances of every step [*batch_shape, steps], last layer last."""
-        w, b, last_w, last_b = (
-            self._std(name)[..., 0].to(dtype=like.dtype, device=like.device) for name in _STDS
-        )
+        stds = (self._std(name).to(dtype=like.dtype, device=like.device) for name in _STDS)
+        # a functional call may give batch dims to some of them only
+        w, b, last_w, last_b = torch.broadcast_tensors(*(std[..., 0] for std in stds))
         weight_std = torch.cat([w] * self.depth + [last_w], dim=-1)
         bias_std = torch.cat([b] * self.depth + [last_b], dim=-1)
         return weight_std**2, bias_std**2
@@ -202,7 +203,7 @@ class NNGPKernel(_Kernel):
     def __call__(self, x1: Tensor, x2: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate lazily, as every GPyTorch kernel; inputs that do not fit are refused at once."""
         if x1.ndim >= 2 and (x2 is None or x2.ndim >= 2):
-            _check_inputs(x1, x1 if x2 is None else x2)
+            check_inputs(x1, x1 if x2 is None else x2)
         return super().__call__(x1, x2, *args, **kwargs)
 
     def forward(
@@ -259,8 +260,8 @@ class NNGPKernel(_Kernel):
     def _evaluate(
         self, which: str, x1: Tensor, x2: Tensor, diag: bool, last_dim_is_batch: bool
     ) -> Tensor:
-        _check_inputs(x1, x2)
-        same = _are_same(x1, x2)
+        check_inputs(x1, x2)
+        same = one_input(x1, x2)
         weight_var, bias_var = self._step_variances(x1)
         if last_dim_is_batch:
             x1, x2 = (x.mT.unsqueeze(-1) for x in (x1, x2))
@@ -302,35 +303,6 @@ def _learned(learn: Sequence[str] | None, values: dict[str, Tensor], depth: int)
                 f"learn: {name} = 0 cannot be learned; start it at a positive value or leave it out"
             )
     return tuple(name for name in used if name in learn)
-
-
-def _are_same(x1: Tensor, x2: Tensor) -> bool:
-    """Whether one input stands for both, also for gradients."""
-    if x1 is x2:
-        return True
-    if torch.is_grad_enabled() and (x1.requires_grad or x2.requires_grad):
-        return False
-    return x1.shape == x2.shape and torch.equal(x1, x2)
-
-
-def _check_inputs(x1: Tensor, x2: Tensor) -> None:
-    for x in (x1, x2):
-        if x.dtype not in (torch.float32, torch.float64):
-            raise DataError(f"expected x in float32 or float64, got {x.dtype}; use x.double()")
-        if x.ndim < 2:
-            raise ShapeError(f"expected x [*batch, n, d], got {list(x.shape)}; use x[:, None]")
-        if x.shape[-1] == 0:
-            raise ShapeError(f"expected x [*batch, n, d] with d >= 1 columns, got {list(x.shape)}")
-    if x1.shape[-1] != x2.shape[-1]:
-        raise ShapeError(
-            f"expected x1 [*batch, n, d] and x2 [*batch, m, d] with the same d, "
-            f"got d = {x1.shape[-1]} and {x2.shape[-1]}"
-        )
-    if x1.dtype != x2.dtype or x1.device != x2.device:
-        raise DataError(
-            f"expected x1 and x2 of one dtype on one device, got {x1.dtype} on {x1.device} and "
-            f"{x2.dtype} on {x2.device}; use x2.to(x1)"
-        )
 
 
 def _short(value: float | Tensor) -> str:
