@@ -92,16 +92,15 @@ def test_both_generations_hold_the_same_groups():
 
 def test_files_survive_a_round_trip(tmp_path):
     post = drawn()
-    post.to_arviz().to_netcdf(str(tmp_path / "old.nc"))
-    with warnings.catch_warnings():  # ArviZ 0.23 leaves a filter behind
+    with warnings.catch_warnings():  # xarray leaves filters behind when it first opens a file
+        post.to_arviz().to_netcdf(str(tmp_path / "old.nc"))
         back = arviz.from_netcdf(str(tmp_path / "old.nc"))
-    xr.testing.assert_equal(back.posterior.load(), post.to_arviz().posterior)
-    back.close()
-    post.to_datatree().to_netcdf(tmp_path / "new.nc", engine="h5netcdf")
-    with xr.open_datatree(tmp_path / "new.nc", engine="h5netcdf") as tree:
-        xr.testing.assert_equal(
-            tree.posterior.to_dataset(), post.to_datatree().posterior.to_dataset()
-        )
+        xr.testing.assert_equal(back.posterior.load(), post.to_arviz().posterior)
+        back.close()
+        tree = post.to_datatree()
+        tree.to_netcdf(tmp_path / "new.nc", engine="h5netcdf")
+        with xr.open_datatree(tmp_path / "new.nc", engine="h5netcdf") as opened:
+            xr.testing.assert_equal(opened.posterior.to_dataset(), tree.posterior.to_dataset())
 
 
 def test_labels_of_frames_become_coords():
