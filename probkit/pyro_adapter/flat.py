@@ -13,7 +13,7 @@ from torch.distributions.constraints import Constraint
 __all__ = ["Flat"]
 
 
-class Flat(dist.ImproperUniform):  # type: ignore[misc]
+class Flat(dist.ImproperUniform):
     """The improper uniform law, with starting points in place of draws.
 
     ``log_prob`` is zero everywhere. ``sample`` gives ``start``, or a point that is uniform on
@@ -42,7 +42,7 @@ class Flat(dist.ImproperUniform):  # type: ignore[misc]
         super().__init__(support, torch.Size(batch_shape), torch.Size(event_shape))
 
     @constraints.dependent_property
-    def support(self) -> Constraint:  # type: ignore[override]
+    def support(self) -> Constraint:
         """The support."""
         return self._support
 

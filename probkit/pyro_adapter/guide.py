@@ -20,6 +20,7 @@ from torch.distributions import biject_to, constraints, transform_to
 from probkit.density import site_dtype
 from probkit.errors import CapabilityError, DataError, ShapeError
 from probkit.guide import Guide, LogQ
+from probkit.loader import Sized
 from probkit.model import Batch, Site
 from probkit.pyro_adapter.flat import Flat
 from probkit.pyro_adapter.handlers import FixParams, Indices, Substitute, is_latent
@@ -43,9 +44,12 @@ Params = dict[str, dict[str, Tensor]]
 class PyroGuide:
     """A Pyro guide as a probkit guide.
 
-    Its parameters are a tree of unconstrained tensors: ``module`` (of guide modules and AutoGuides),
+    Its parameters are a tree of unconstrained tensors: ``module`` (of AutoGuides and modules),
     ``param`` (of ``pyro.param`` statements) and ``point`` (the model's own ``pyro.param`` sites,
     which a Pyro guide leaves to point estimation). They have the dtype of the data.
+
+    Draws are independent and made in one vectorised run where the guide allows it. An AutoGuide is
+    set up on a copy; the user's own one stays as it is.
 
     Args:
         guide: One of
@@ -88,7 +92,7 @@ class PyroGuide:
                 for name, (value, constraint) in runner.statements.items()
             },
             "point": {
-                name: biject_to(_site_of(model, data, name).support).inv(value)
+                name: biject_to(model.sites(data)[name].support).inv(value)
                 for name, value in runner.points.items()
             },
         }
@@ -108,6 +112,7 @@ class PyroGuide:
                 subsampled.
             DataError: The guide's sites are not those of the model.
         """
+        model = _unwrap(model)
         runner = _runner(self, model, batch)
         sites = model.sites(batch.data)
         runner.check_batch(batch, sites)
@@ -159,11 +164,6 @@ def _is_autoguide_class(guide: Any) -> bool:
     return isinstance(base, type) and issubclass(base, AutoGuide)
 
 
-def _site_of(model: Any, data: Any, name: str) -> Site:
-    site: Site = model.sites(data)[name]
-    return site
-
-
 # ------------------------------------------------------------------------------------ programs
 
 
@@ -174,8 +174,19 @@ def _plate_of(model: Any, sites: Mapping[str, Site]) -> str | None:
     return next((site.plate for site in sites.values() if site.plate is not None), None)
 
 
-def _keywords(model: FromPyro, data: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in data.items() if k != model._index_key}
+def _unwrap(model: Any) -> Any:
+    """Return the model itself, where a loader lends it the number of its units."""
+    return model._model if isinstance(model, Sized) else model
+
+
+def _sees_program(model: Any, batch: Batch) -> bool:
+    """Whether the program of a Pyro model can be run on the whole data.
+
+    Not so where a loader brings only the rows of a batch.
+    """
+    if not isinstance(model, FromPyro):
+        return False
+    return batch.index is None or model.split_index(batch.data)[1] is not None
 
 
 def _pyro_program(model: FromPyro) -> Callable[..., Any]:
@@ -191,7 +202,7 @@ def _pyro_program(model: FromPyro) -> Callable[..., Any]:
 def _native_program(sites: Mapping[str, Site], dtype: torch.dtype) -> Callable[..., Any]:
     """A program with the sites of a native model, for AutoGuides to look at."""
 
-    def program(data: Any) -> None:
+    def program(*args: Any, **kwargs: Any) -> None:
         for name, site in sites.items():
             if site.plate is None:
                 law = Flat(_event(site.support, len(site.shape)), (), site.shape, dtype=dtype)
@@ -249,11 +260,15 @@ class _Runner:
         """Return what to call the guide with."""
         if not isinstance(self.model, FromPyro):
             return (data,), {}
-        kwargs = _keywords(self.model, data)
+        kwargs = self.model.split_index(data)[0]
         if isinstance(self.call, AutoGuide):
             return (), kwargs
         names, anything = parameters_of(self.call)
         return (), kwargs if anything else {k: v for k, v in kwargs.items() if k in names}
+
+    def index_of(self, batch: Batch) -> Tensor | None:
+        """Return what the plate of a guide function has to yield: it indexes whole data only."""
+        return self.model.split_index(batch.data)[1] if isinstance(self.model, FromPyro) else None
 
     def trace(self, params: Params | None, batch: Batch, *, mapped: bool = False) -> Trace:
         """Run the guide; call inside ``isolated``. No parameters: at its initial ones."""
@@ -269,11 +284,12 @@ class _Runner:
 
         fix = FixParams(value)
         args, kwargs = self.arguments(batch.data)
+        index = batch.index if isinstance(self.call, AutoGuide) else self.index_of(batch)
         with (
             swapped(self.slots, given.get("module", {})),
             TraceMessenger() as tracer,
             Substitute({}, strict=False, mapped=mapped),
-            Indices(self.plate, batch.index),
+            Indices(self.plate, index),
             fix,
         ):
             self.call(*args, **kwargs)
@@ -281,9 +297,7 @@ class _Runner:
         trace: Trace = tracer.trace
         return trace
 
-    def values(
-        self, trace: Trace, params: Params, sites: Mapping[str, Site]
-    ) -> dict[str, Tensor]:
+    def values(self, trace: Trace, params: Params, sites: Mapping[str, Site]) -> dict[str, Tensor]:
         """Return the values of the model's sites, points included."""
         values = {}
         for name, site in sites.items():
@@ -333,12 +347,15 @@ def _runner(guide: PyroGuide, model: Any, batch: Batch) -> _Runner:
     def make() -> _Runner:
         return _build(guide, model, batch, stream(0, "guide structure"))
 
-    if isinstance(model, FromPyro):
-        cache = memory.by_model.setdefault(model, DataCache())
-        return cache.get(_keywords(model, batch.data), make)
+    base = _unwrap(model)
+    makes = guide.factory or _is_autoguide_class(guide.guide)
+    automatic = makes or isinstance(guide.guide, AutoGuide)
+    if isinstance(base, FromPyro) and (_sees_program(model, batch) or not automatic):
+        cache = memory.by_model.setdefault(base, DataCache())
+        return cache.get(base.split_index(batch.data)[0], make)
     sites = _whole(model.sites(batch.data), batch)
     key = (
-        type(model),
+        id(base) if isinstance(base, FromPyro) else type(base),
         site_dtype(batch.data),
         tuple((n, s.shape, s.plate, repr(s.support)) for n, s in sites.items()),
     )
@@ -349,27 +366,24 @@ def _runner(guide: PyroGuide, model: Any, batch: Batch) -> _Runner:
 
 def _build(guide: PyroGuide, model: Any, batch: Batch, rng: torch.Generator) -> _Runner:
     """Set a guide up: make it, let it see the model, find its parameters."""
-    if isinstance(model, FromPyro):
-        whole = Batch(_keywords(model, batch.data))
-        sites = dict(model.sites(whole.data))
-        program = _pyro_program(model)
-        starts = model.initial_points(whole.data)
+    base = _unwrap(model)
+    sites = _whole(model.sites(batch.data), batch)
+    if _sees_program(model, batch):
+        program = _pyro_program(base)
     else:
-        sites = _whole(model.sites(batch.data), batch)
-        # A batch of local sites is seen as the whole of them; only sizes matter here.
-        whole = Batch(batch.data)
         program = _native_program(sites, site_dtype(batch.data))
-        starts = {}
-    plate = _plate_of(model, sites)
+    starts = base.initial_points(batch.data) if isinstance(base, FromPyro) else {}
     with isolated(rng=rng):
         call = _make(guide, program)
-        runner = _Runner(call, model, plate)
         automatic = isinstance(call, AutoGuide)
+        runner = _Runner(call, base, _plate_of(base, sites))
+        # AutoGuides look at all units; functions run on what there is.
+        seen = Batch(batch.data) if automatic else batch
         with torch.no_grad():
-            first = runner.trace(None, whole if automatic or batch.index is None else batch)
+            first = runner.trace(None, seen)
         if isinstance(call, AutoGuide):
             call.to(site_dtype(batch.data))
-            _let_subsample(call, plate, sites)
+            _let_subsample(call, runner.plate)
         if isinstance(call, torch.nn.Module):
             runner.slots.update(slots_of(call))
         modules = {name: v for name, (v, c) in runner.statements.items() if c is None}
@@ -409,7 +423,7 @@ def _copied(guide: AutoGuide, program: Callable[..., Any]) -> AutoGuide:
     return twin
 
 
-def _let_subsample(guide: AutoGuide, plate: str | None, sites: Mapping[str, Site]) -> None:
+def _let_subsample(guide: AutoGuide, plate: str | None) -> None:
     """Let an AutoGuide's plate take batches of any size."""
     frame = guide._prototype_frames.get(plate)
     if frame is None or guide.create_plates is not None:
@@ -467,5 +481,3 @@ def _log_q(
             kind = _LOCAL if local else _GLOBAL
             total[kind] = total[kind] + node["log_prob_sum"]
     return total
-
-

@@ -38,8 +38,8 @@ def is_free(site: Mapping[str, Any]) -> bool:
     """Whether a message is a sample statement with a law of its own (not a plate, not fixed)."""
     if site["type"] != "sample" or isinstance(site["fn"], _Subsample):
         return False
-    infer = site["infer"] or {}
-    return not (infer.get("_deterministic") or isinstance(_base(site["fn"]), dist.Delta | dist.Unit))
+    fixed = isinstance(_base(site["fn"]), dist.Delta | dist.Unit)
+    return not (fixed or (site["infer"] or {}).get("_deterministic"))
 
 
 def is_latent(site: Mapping[str, Any]) -> bool:
@@ -52,7 +52,7 @@ def is_observation(site: Mapping[str, Any]) -> bool:
     return is_free(site) and bool(site["is_observed"])
 
 
-class Substitute(Messenger):  # type: ignore[misc]
+class Substitute(Messenger):
     """Give latent sites the values of one point.
 
     Args:
@@ -96,7 +96,7 @@ class Substitute(Messenger):  # type: ignore[misc]
             require_mapped(msg["value"])
 
 
-class LiftParams(Messenger):  # type: ignore[misc]
+class LiftParams(Messenger):
     """Turn ``pyro.param`` statements into sample sites with a flat law that start at their value.
 
     Parameters of modules (``pyro.module``, PyroModule) are part of the program and stay as they
@@ -137,15 +137,15 @@ class LiftParams(Messenger):  # type: ignore[misc]
 def _initial_value(msg: Any) -> Tensor:
     if len(msg["args"]) < 2:
         raise DataError(
-            f"pyro.param({msg['name']!r}) has no initial value: give one, for example "
-            f"pyro.param({msg['name']!r}, torch.tensor(1.0)); the global parameter store is not read"
+            f"pyro.param({msg['name']!r}) has no initial value: give one, as in "
+            f"pyro.param({msg['name']!r}, torch.tensor(1.0)); the parameter store is not read"
         )
     start = msg["args"][1]
     value = start() if callable(start) else start
     return value.detach()
 
 
-class FixParams(Messenger):  # type: ignore[misc]
+class FixParams(Messenger):
     """Give ``pyro.param`` statements values, and record the statements met.
 
     Args:
@@ -177,7 +177,7 @@ class FixParams(Messenger):  # type: ignore[misc]
         msg["value"], msg["done"] = value, True
 
 
-class Indices(Messenger):  # type: ignore[misc]
+class Indices(Messenger):
     """Decide what plates subsample.
 
     The minibatched plate gets the index of the batch, or all its units. Any other plate has to take
@@ -228,4 +228,3 @@ class Indices(Messenger):  # type: ignore[misc]
                 f"plate {name!r} has {size} units, the batch asks for unit {int(index.max())}"
             )
         msg["value"] = index.to(law.device)
-

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,15 @@ from probkit.errors import CapabilityError, DataError
 from probkit.model import Site
 from probkit.pyro_adapter.handlers import is_free, is_latent, is_observation
 
-__all__ = ["Layout", "check_observations", "check_same", "layout_of"]
+__all__ = [
+    "Layout",
+    "batch_layout",
+    "check_observations",
+    "check_same",
+    "has_row_bounds",
+    "layout_of",
+    "shuffles",
+]
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,24 @@ def layout_of(
     )
 
 
+def batch_layout(whole: Layout, size: int) -> Layout:
+    """Return the layout for a batch of ``size`` units."""
+    sites = {
+        name: site if site.plate is None else replace(site, shape=(size, *site.shape[1:]))
+        for name, site in whole.sites.items()
+    }
+    return replace(whole, sites=sites)
+
+
+def has_row_bounds(support: Constraint) -> bool:
+    """Whether a support has bounds that differ from entry to entry."""
+    bounds = [getattr(support, name, 0.0) for name in ("lower_bound", "upper_bound")]
+    if any(torch.as_tensor(bound).unique().numel() > 1 for bound in bounds):
+        return True
+    inner = getattr(support, "base_constraint", None)
+    return inner is not None and has_row_bounds(inner)
+
+
 def _dims(name: str, node: Any, named: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     """Name the dims of a site: plates by their names, the rest ``<site>_dim_<position>``."""
     value, event = node["value"], node["fn"].event_dim
@@ -133,8 +159,8 @@ def _site(
             f"site {name!r} [{', '.join(dims)}]: expected the minibatch plate {plate!r} as its "
             f"leading dim; give that plate the leftmost dim, for example dim=-{len(dims)}"
         )
-    if local and plate in full:
-        shape[0] = full[plate]
+    if local:
+        shape[0] = full.get(str(plate), shape[0])
     support = _support(name, node["fn"])
     return Site(
         shape=tuple(shape),
@@ -199,6 +225,14 @@ def check_observations(trace: Trace) -> None:
             )
 
 
+def shuffles(trace: Trace) -> bool:
+    """Whether a plate draws a random part of its units."""
+    laws = [node["fn"] for node in trace.nodes.values() if node["type"] == "sample"]
+    return any(
+        isinstance(law, _Subsample) and (law.subsample_size or law.size) < law.size for law in laws
+    )
+
+
 def check_same(first: Trace, second: Trace) -> None:
     """Refuse programs whose structure depends on what they draw.
 
@@ -231,7 +265,9 @@ def check_same(first: Trace, second: Trace) -> None:
 def _same_bounds(a: Constraint, b: Constraint) -> bool:
     for attribute in ("lower_bound", "upper_bound"):
         x, y = getattr(a, attribute, None), getattr(b, attribute, None)
-        if x is not None and y is not None and not torch.equal(torch.as_tensor(x), torch.as_tensor(y)):
+        if x is None or y is None:
+            continue
+        if not torch.equal(torch.as_tensor(x), torch.as_tensor(y)):
             return False
     inner, other = getattr(a, "base_constraint", None), getattr(b, "base_constraint", None)
     return inner is None or other is None or _same_bounds(inner, other)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from pyro import poutine
 from pyro.infer import config_enumerate
@@ -24,8 +22,23 @@ from probkit.errors import CapabilityError, DataError, ShapeError
 from probkit.model import Batch, Model, Site, Values
 from probkit.predictive import Predictive
 from probkit.pyro_adapter.handlers import Indices, LiftParams, Substitute, is_latent, is_observation
-from probkit.pyro_adapter.layout import Layout, check_observations, check_same, layout_of
-from probkit.pyro_adapter.runtime import DataCache, isolated, name_of, parameters_of, run_batched
+from probkit.pyro_adapter.layout import (
+    Layout,
+    batch_layout,
+    check_observations,
+    check_same,
+    has_row_bounds,
+    layout_of,
+    shuffles,
+)
+from probkit.pyro_adapter.runtime import (
+    DataCache,
+    isolated,
+    name_of,
+    parameters_of,
+    run_batched,
+    stream_positions,
+)
 from probkit.rng import Rng, stream
 
 __all__ = ["FromPyro"]
@@ -105,8 +118,9 @@ class FromPyro(Model):
         unknown = [name for name in self.observed if name not in names]
         if unknown and not anything:
             raise DataError(
-                f"FromPyro: observed={tuple(self.observed)}: {name_of(self.program)} has no keyword "
-                f"argument {', '.join(map(repr, unknown))}; it has {', '.join(names) or 'none'}"
+                f"FromPyro: observed={tuple(self.observed)}: {name_of(self.program)} has no "
+                f"keyword argument {', '.join(map(repr, unknown))}; "
+                f"it has {', '.join(names) or 'none'}"
             )
         object.__setattr__(self, "coords", dict(self.coords or {}))
         if self.minibatch_plate is None:
@@ -160,6 +174,10 @@ class FromPyro(Model):
         """Under which a batch carries its index: no keyword argument can be called this."""
         return f"{self.minibatch_plate}:index"
 
+    def split_index(self, data: Mapping[str, Any]) -> tuple[dict[str, Any], Tensor | None]:
+        """Return the keyword arguments in ``data``, and the index if it is a batch."""
+        return {k: v for k, v in data.items() if k != self._index_key}, data.get(self._index_key)
+
     def new_inputs(self, x: Any) -> dict[str, Any]:
         """Return keyword arguments for a prediction: ``x`` with the observed ones None."""
         source = self.inputs if x is None else x
@@ -202,7 +220,7 @@ class FromPyro(Model):
         arguments = dict(kwargs)
         index = arguments.pop(self._index_key, None)
         program = config_enumerate(self.program) if self.enumerate_discrete else self.program
-        handlers = [
+        handlers: list[Any] = [
             Substitute(values, strict=strict, mapped=mapped, choose=choose),
             Indices(self.minibatch_plate, index, lenient=lenient),
             LiftParams(),
@@ -220,7 +238,15 @@ class FromPyro(Model):
     def layout(self, kwargs: Mapping[str, Any]) -> Layout:
         """Return the structure of the program for these arguments, traced once and remembered."""
         memory = _MEMORY.setdefault(self, _Memory())
-        return memory.layouts.get(kwargs, lambda: self._look(kwargs))
+        shared, index = self.split_index(kwargs)
+        whole = memory.layouts.get(shared, lambda: self._look(shared))
+        if index is None:
+            return whole
+        # The sites of a batch are those of all units, save for their number ...
+        local = [site for site in whole.sites.values() if site.plate is not None]
+        if any(has_row_bounds(site.support) for site in local):
+            return self._look(kwargs)  # ... and for bounds that differ from unit to unit.
+        return batch_layout(whole, len(index))
 
     def _look(self, kwargs: Mapping[str, Any]) -> Layout:
         traces = []
@@ -245,16 +271,14 @@ class FromPyro(Model):
         """Refuse programs that draw random numbers outside their sample statements."""
         if any(kwargs.get(name) is None for name in self.observed):
             return
-        laws = [node["fn"] for node in trace.nodes.values() if node["type"] == "sample"]
-        if any((getattr(law, "subsample_size", None) or 0) < getattr(law, "size", 0) for law in laws):
-            return  # a plate that shuffles its units here gets the index of a batch later
+        if shuffles(trace):
+            return  # such a plate gets the index of a batch later
         values = {name: trace.nodes[name]["value"] for name in layout.sites}
         with isolated(rng=stream(0, "check")), torch.no_grad():
-            before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1]
+            before = stream_positions()
             self.trace(kwargs, values, lenient=True)
-            after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1]
-        moved = [not torch.equal(before[0], after[0]), before[1] != after[1]]
-        if any(moved) or not np.array_equal(before[2], after[2]):
+            moved = before != stream_positions()
+        if moved:
             raise DataError(
                 f"{name_of(self.program)} draws random numbers outside pyro.sample, so its log "
                 "joint is not a function; make every draw a sample statement"
@@ -312,11 +336,12 @@ class FromPyro(Model):
         """Whether this is the first concrete point for the data: it is validated."""
         if any(torch._C._functorch.is_functorch_wrapped_tensor(v) for v in values.values()):
             return False
-        memory = _MEMORY.setdefault(self, _Memory())
-        fresh: list[bool] = []
-        shared = {k: v for k, v in data.items() if k != self._index_key}
-        memory.checked.get(shared, lambda: fresh.append(True) or True)
-        return bool(fresh)
+        checked = _MEMORY.setdefault(self, _Memory()).checked
+        shared, _ = self.split_index(data)
+        if checked.knows(shared):
+            return False
+        checked.put(shared, True)
+        return True
 
     def _log_joint(self, values: Values, data: Any, scale: float) -> Tensor:
         nesting = self._plate_nesting(data) if self.enumerate_discrete else None

@@ -20,15 +20,20 @@ __all__ = ["Slot", "slots_of", "slots_of_statements", "swapped"]
 
 @dataclass(frozen=True)
 class Slot:
-    """The place of one parameter: an entry of a module's parameter dict."""
+    """The places of one parameter: entries of modules' parameter dicts, several where shared."""
 
-    home: dict[str, Any]
-    key: str
+    places: tuple[tuple[dict[str, Any], str], ...]
 
     def read(self) -> Tensor:
         """Return the tensor that is there."""
-        value: Tensor = self.home[self.key]
+        home, key = self.places[0]
+        value: Tensor = home[key]
         return value
+
+    def write(self, value: Any) -> None:
+        """Put a tensor there."""
+        for home, key in self.places:
+            home[key] = value
 
 
 @contextlib.contextmanager
@@ -37,21 +42,23 @@ def swapped(slots: Mapping[str, Slot], values: Mapping[str, Tensor]) -> Iterator
     saved = {name: slots[name].read() for name in values if name in slots}
     try:
         for name in saved:
-            slots[name].home[slots[name].key] = values[name]
+            slots[name].write(values[name])
         yield
     finally:
         for name, value in saved.items():
-            slots[name].home[slots[name].key] = value
+            slots[name].write(value)
 
 
 def slots_of(module: torch.nn.Module) -> dict[str, Slot]:
-    """Return the slots of all parameters of a module, by their qualified names."""
-    found = {}
+    """Return the slots of all parameters of a module; a shared one has the last of its names."""
+    names: dict[int, str] = {}
+    places: dict[int, list[tuple[dict[str, Any], str]]] = {}
     for prefix, child in module.named_modules():
         for key, value in child._parameters.items():
             if value is not None:
-                found[f"{prefix}.{key}" if prefix else key] = Slot(child._parameters, key)
-    return found
+                names[id(value)] = f"{prefix}.{key}" if prefix else key
+                places.setdefault(id(value), []).append((child._parameters, key))
+    return {name: Slot(tuple(places[number])) for number, name in names.items()}
 
 
 def slots_of_statements(call: Callable[..., Any], values: Mapping[str, Tensor]) -> dict[str, Slot]:

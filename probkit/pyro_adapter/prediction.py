@@ -80,9 +80,7 @@ def _draws(post: Any, rng: torch.Generator | None) -> tuple[dict[str, Tensor], T
     return dict(post.sample(DRAWS, rng=stream(source, "values"))), None
 
 
-def _target(
-    model: FromPyro, post: Any, layout: Layout, draws: Values, site: str | None
-) -> str:
+def _target(model: FromPyro, post: Any, layout: Layout, draws: Values, site: str | None) -> str:
     """Return the name of the site to predict."""
     if site is not None:
         known = [*draws, *(n for n in layout.sites if n not in draws), *layout.deterministic]
@@ -200,7 +198,7 @@ def _match_labels(
     if known is None:
         raise DataError(
             f"groups={{{plate!r}: ...}}: the posterior has no labels for this plate; fit with "
-            f"FromPyro(..., coords={{{plate!r}: [...]}}), or with observed data as a labelled Series"
+            f"FromPyro(..., coords={{{plate!r}: [...]}}), or observe a pandas Series with labels"
         )
     wanted = [_plain(label) for label in labels]
     if len(wanted) != size:
@@ -271,9 +269,7 @@ class _Task:
             return stream(0, "unused")
         return stream(require_rng(self.rng, "this prediction"), "draw")
 
-    def run(
-        self, read: Callable[[Any], dict[str, Tensor]], certain: bool
-    ) -> dict[str, Tensor]:
+    def run(self, read: Callable[[Any], dict[str, Tensor]], certain: bool) -> dict[str, Tensor]:
         def point(row: Values, mapped: bool) -> dict[str, Tensor]:
             trace = self.model.trace(
                 self.kwargs, row, strict=False, mapped=mapped, choose=self.choose
@@ -327,5 +323,3 @@ def _mixture(task: _Task, target: str, certain: bool) -> Distribution | None:
         repeated, read_out["log_prob"], rtol=1e-4, atol=1e-5, equal_nan=True
     )
     return joined if same else None
-
-

@@ -5,19 +5,31 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import random
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import pyro
 import torch
 from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from probkit.errors import DataError
 from probkit.rng import Rng, scope
 
-__all__ = ["DataCache", "isolated", "parameters_of", "run_batched"]
+__all__ = [
+    "DataCache",
+    "isolated",
+    "name_of",
+    "parameters_of",
+    "require_mapped",
+    "run_batched",
+    "stream_positions",
+]
 
 T = TypeVar("T")
 
@@ -47,8 +59,20 @@ def isolated(*, rng: Rng | None = None, validate: bool = False) -> Iterator[None
         pyro.settings.context(**settings),
         _empty_parameter_store(),
         _empty_stack(),
+        _no_vmap_advice(),
     ):
         yield
+
+
+@contextlib.contextmanager
+def _no_vmap_advice() -> Iterator[None]:
+    """Silence torch's advice on operations that vmap runs one by one."""
+    switch = getattr(torch._C._functorch, "_set_vmap_fallback_warning_enabled", lambda flag: None)
+    switch(False)
+    try:
+        yield
+    finally:
+        switch(True)
 
 
 @contextlib.contextmanager
@@ -75,6 +99,13 @@ def _empty_stack() -> Iterator[None]:
         _DIM_ALLOCATOR._stack[:] = plates
 
 
+def stream_positions() -> tuple[Any, ...]:
+    """Return where the global random streams of torch, NumPy and Python are, to be compared."""
+    numpy_state: Any = np.random.get_state()  # noqa: NPY002
+    arrays = (torch.get_rng_state().numpy(), numpy_state[1])
+    return (*(array.tobytes() for array in arrays), numpy_state[2], random.getstate())
+
+
 class DataCache(Generic[T]):
     """Results that depend on one data mapping, looked up by the identity of its tensors.
 
@@ -98,6 +129,10 @@ class DataCache(Generic[T]):
         self.put(data, result)
         return result
 
+    def knows(self, data: Mapping[str, Any]) -> bool:
+        """Whether something belongs to ``data``."""
+        return any(_same(known, data) for known, _ in self._entries)
+
     def put(self, data: Mapping[str, Any], result: T) -> None:
         """Remember ``result`` for ``data``."""
         kept = [entry for entry in self._entries if not _same(entry[0], data)]
@@ -105,10 +140,16 @@ class DataCache(Generic[T]):
         self._entries = [(key, result), *kept][: self._size]
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """A tensor, remembered without keeping it alive."""
+
+    tensor: weakref.ref[Tensor]
+    version: int
+
+
 def _identity(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return weakref.ref(value), _version(value)
-    return value
+    return _Seen(weakref.ref(value), _version(value)) if isinstance(value, Tensor) else value
 
 
 def _version(value: Tensor) -> int:
@@ -116,18 +157,15 @@ def _version(value: Tensor) -> int:
 
 
 def _same(known: Mapping[str, Any], data: Mapping[str, Any]) -> bool:
-    if known.keys() != data.keys():
-        return False
-    for name, value in data.items():
-        key = known[name]
-        if isinstance(value, Tensor):
-            if not (isinstance(key, tuple) and isinstance(key[0], weakref.ref)):
-                return False
-            if key[0]() is not value or key[1] != _version(value):
-                return False
-        elif key is not value and not _equal(key, value):
-            return False
-    return True
+    return known.keys() == data.keys() and all(
+        _matches(known[name], value) for name, value in data.items()
+    )
+
+
+def _matches(key: Any, value: Any) -> bool:
+    if isinstance(key, _Seen):
+        return key.tensor() is value and key.version == _version(value)  # type: ignore[arg-type]
+    return key is value or _equal(key, value)
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -177,6 +215,29 @@ def require_mapped(value: Any) -> None:
         raise _NotMapped
 
 
+class _MappedFactories(TorchFunctionMode):
+    """Make freshly allocated tensors part of the vmap that runs.
+
+    Torch's distributions fill such tensors in place with random numbers, which vmap allows only
+    where they have its batch dim.
+
+    Args:
+        counter: Any mapped scalar of the running vmap.
+    """
+
+    _FACTORIES = frozenset({torch.empty, torch.Tensor.new, torch.Tensor.new_empty})
+
+    def __init__(self, counter: Tensor) -> None:
+        super().__init__()
+        self._zero = counter * 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in self._FACTORIES and isinstance(result, Tensor):
+            return result + self._zero.to(result)
+        return result
+
+
 def run_batched(
     function: Callable[[Mapping[str, Tensor], bool], dict[str, Tensor]],
     values: Mapping[str, Tensor],
@@ -198,19 +259,18 @@ def run_batched(
         rng: Stream of all draws.
         chunk: Points per vectorised run.
     """
-    # A counter is mapped along, so that programs without any input are run n times as well.
-    points = {**values, "": torch.arange(n)}
 
-    def point(row: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: value for name, value in row.items() if name}
+    def point(row: Mapping[str, Tensor], counter: Tensor) -> dict[str, Tensor]:
+        with _MappedFactories(counter):
+            return function(row, True)
 
     generator = rng if isinstance(rng, torch.Generator) else None
     before = None if generator is None else generator.get_state()
     try:
         with isolated(rng=rng):
             mapped: dict[str, Tensor] = torch.func.vmap(
-                lambda row: function(point(row), True), randomness="different", chunk_size=chunk
-            )(points)
+                point, randomness="different", chunk_size=chunk
+            )(dict(values), torch.arange(n))
         return mapped
     except (_NotMapped, RuntimeError, ValueError, TypeError, NotImplementedError):
         if generator is not None and before is not None:
