@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["Analytic", "Empirical", "Mixture", "Predictive"]
 
 
-@runtime_checkable
 class Predictive(Protocol):
     """A distribution of the predicted quantity, of shape [*obs].
 
