@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +20,7 @@ from probkit.pyro_adapter.handlers import is_free, is_latent, is_observation
 __all__ = [
     "Layout",
     "batch_layout",
+    "check_nested",
     "check_observations",
     "check_same",
     "has_row_bounds",
@@ -40,6 +42,7 @@ class Layout:
         deterministic: Names of deterministic sites.
         plates: Plate name -> number of units.
         entries: Observed keyword argument -> the site that it is the value of.
+        order: Names of all sites in the order of the program.
     """
 
     sites: Mapping[str, Site]
@@ -50,6 +53,7 @@ class Layout:
     deterministic: tuple[str, ...]
     plates: Mapping[str, int]
     entries: Mapping[str, str]
+    order: tuple[str, ...]
 
 
 def layout_of(
@@ -104,6 +108,7 @@ def layout_of(
         deterministic=tuple(deterministic),
         plates=plates,
         entries=_entries(trace, seen, data, observed),
+        order=tuple(name for name, node in trace.nodes.items() if node["type"] == "sample"),
     )
 
 
@@ -223,6 +228,28 @@ def check_observations(trace: Trace) -> None:
                 f"observed site {name!r}: expected a value of shape {tuple(law.shape())}, as its "
                 f"distribution has, got {tuple(value.shape)}; make the shapes equal"
             )
+
+
+def check_nested(trace: Trace) -> None:
+    """Refuse to enumerate in plates that cross: sums inside them do not factorise.
+
+    Raises:
+        CapabilityError: Names two plates that cross.
+    """
+    stacks = {
+        frozenset(frame.name for frame in node["cond_indep_stack"])
+        for node in trace.nodes.values()
+        if node["type"] == "sample"
+    }
+    for stack in stacks:
+        inside = sorted((other for other in stacks if other < stack), key=len)
+        for small, large in itertools.pairwise(inside):
+            if not small < large:
+                names = ", ".join(sorted(small ^ large, reverse=True))
+                raise CapabilityError(
+                    f"enumerate_discrete needs nested plates, these cross: {names}; sample the "
+                    "discrete sites, or sum them out in the program"
+                )
 
 
 def shuffles(trace: Trace) -> bool:

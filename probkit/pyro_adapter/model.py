@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.infer import config_enumerate
-from pyro.infer.mcmc.util import TraceEinsumEvaluator
+from pyro.infer.mcmc.util import TraceTreeEvaluator
 from pyro.poutine import Trace
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
@@ -26,6 +26,7 @@ from probkit.pyro_adapter.layout import (
     Layout,
     batch_layout,
     check_observations,
+    check_nested,
     check_same,
     has_row_bounds,
     layout_of,
@@ -33,6 +34,7 @@ from probkit.pyro_adapter.layout import (
 )
 from probkit.pyro_adapter.runtime import (
     DataCache,
+    DetachedData,
     isolated,
     name_of,
     parameters_of,
@@ -67,9 +69,11 @@ class FromPyro(Model):
     likelihood makes it so. A program that has some cannot be drawn from its prior. Parameters of
     modules stay at the values that they have; give them priors with ``PyroSample`` to infer them.
 
-    A factor belongs to the log joint, but not to the log likelihood. Programs create tensors of
-    torch's default dtype, float32, unless told otherwise; sites get the dtype of the data and the
-    log joint is computed in the promoted one.
+    A factor belongs to the log joint, but not to the log likelihood.
+
+    Sites get the dtype of the data, and the log joint that of the promoted terms. Numbers in a
+    program, ``Gamma(2.0, 1.0)``, become tensors of torch's default dtype, float32; some laws (Gamma
+    and its kin) then compute in float32. Write ``Gamma(x.new_tensor(2.0), 1.0)`` to keep float64.
 
     Args:
         program: A callable with Pyro statements; its structure must not depend on sampled values.
@@ -345,7 +349,11 @@ class FromPyro(Model):
 
     def _log_joint(self, values: Values, data: Any, scale: float) -> Tensor:
         nesting = self._plate_nesting(data) if self.enumerate_discrete else None
-        trace = self.trace(data, values, enumerate_from=None if nesting is None else -1 - nesting)
+        if nesting is None:
+            trace = self.trace(data, values)
+        else:
+            with DetachedData():
+                trace = self.trace(data, values, enumerate_from=-1 - nesting)
         unknown = [name for name in values if name not in trace.nodes]
         if unknown:
             raise DataError(
@@ -354,7 +362,8 @@ class FromPyro(Model):
             )
         self._weigh(trace, scale)
         if nesting is not None:
-            evaluator = TraceEinsumEvaluator(trace, True, nesting)
+            check_nested(trace)
+            evaluator = TraceTreeEvaluator(trace, True, nesting)
             total = evaluator.log_prob(trace)
         else:
             total = trace.log_prob_sum()

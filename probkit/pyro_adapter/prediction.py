@@ -51,17 +51,20 @@ def predict(
     matches = _matches(post, layout, draws, groups or {})
     task = _Task(model, kwargs, draws, log_weights, matches, root)
     dims, coords = _labels(post, layout, target, groups or {})
-    new = [name for name in layout.sites if name not in draws]
-    certain = new == [target] and not any(match.new for match in matches.values())
-    if target in new:
+    if target in draws and not (target in matches and matches[target].new):
+        return Empirical(task.gathered[target], log_weights, dims, coords)
+    # A site depends on those before it; where none of these is drawn, it needs no stream.
+    drawn = {name for name in layout.sites if name not in draws}
+    drawn |= {name for name, match in matches.items() if match.new}
+    certain = not drawn & set(layout.order[: layout.order.index(target)])
+    if target in layout.sites and target not in draws:
         mixture = _mixture(task, target, certain)
         if mixture is not None:
             if joint and mixture.batch_shape[1:]:
                 mixture = Independent(mixture, len(mixture.batch_shape) - 1)
             weights = torch.zeros(task.n) if log_weights is None else log_weights
-            weights = weights.to(_floating(draws))
-            return Mixture(mixture, weights, dims, coords)
-    values = _values(task, target, certain=target not in new and not new and certain)
+            return Mixture(mixture, weights.to(_floating(draws)), dims, coords)
+    values = _values(task, target, certain and target not in drawn)
     return Empirical(values, log_weights, dims, coords)
 
 

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import pyro
 import torch
+from pyro.nn.module import _Context
 from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -23,6 +24,7 @@ from probkit.rng import Rng, scope
 
 __all__ = [
     "DataCache",
+    "DetachedData",
     "isolated",
     "name_of",
     "parameters_of",
@@ -59,9 +61,21 @@ def isolated(*, rng: Rng | None = None, validate: bool = False) -> Iterator[None
         pyro.settings.context(**settings),
         _empty_parameter_store(),
         _empty_stack(),
+        _local_contexts(),
         _no_vmap_advice(),
     ):
         yield
+
+
+@contextlib.contextmanager
+def _local_contexts() -> Iterator[None]:
+    """Give modules that were made without local parameters the (empty) state that these ask for."""
+    _Context.param_state = {"params": {}, "constraints": {}}
+    try:
+        yield
+    finally:
+        if "param_state" in vars(_Context):
+            del _Context.param_state
 
 
 @contextlib.contextmanager
@@ -213,6 +227,18 @@ def require_mapped(value: Any) -> None:
     """Stop a vmapped run in which a random draw is shared by all elements."""
     if isinstance(value, Tensor) and not torch._C._functorch.is_batchedtensor(value):
         raise _NotMapped
+
+
+_DATA: Any = torch.Tensor.data.__get__  # type: ignore[attr-defined]
+
+
+class DetachedData(TorchFunctionMode):
+    """Read ``tensor.data``, which vmap forbids, as ``tensor.detach()``."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func == _DATA:
+            return args[0].detach()
+        return func(*args, **(kwargs or {}))
 
 
 class _MappedFactories(TorchFunctionMode):
