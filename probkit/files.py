@@ -8,6 +8,7 @@ packages that registered theirs), and an unknown name is an error.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import tempfile
@@ -105,9 +106,7 @@ def storable(cls: type[_T]) -> type[_T]:
     return cls
 
 
-def pack(
-    tree: Any, *, externals: Mapping[str, Any] | None = None
-) -> tuple[Any, dict[str, Tensor]]:
+def pack(tree: Any, *, externals: Mapping[str, Any] | None = None) -> tuple[Any, dict[str, Tensor]]:
     """Split a tree into JSON-able structure and named tensors.
 
     Args:
@@ -135,6 +134,8 @@ def pack(
             return _float_to_json(float(value))
         if isinstance(value, Tensor):
             key = path or "value"
+            while key in tensors:  # {"a.b": x, "a": {"b": y}}
+                key += "'"
             plain = value.detach().resolve_conj().resolve_neg()
             if plain.dtype == torch.complex128:  # safetensors has no such type: pairs of reals
                 tensors[key] = torch.view_as_real(plain.contiguous()).clone()
@@ -150,7 +151,10 @@ def pack(
             return [walk(v, _join(path, str(i))) for i, v in enumerate(value)]
         if isinstance(value, tuple):
             kind = "size" if isinstance(value, torch.Size) else "tuple"
-            return {_TAG: kind, "items": [walk(v, _join(path, str(i))) for i, v in enumerate(value)]}
+            return {
+                _TAG: kind,
+                "items": [walk(v, _join(path, str(i))) for i, v in enumerate(value)],
+            }
         if isinstance(value, torch.dtype | torch.device):
             kind = "dtype" if isinstance(value, torch.dtype) else "device"
             return {_TAG: kind, "name": str(value).removeprefix("torch.")}
@@ -304,8 +308,8 @@ def write_folder(
 ) -> None:
     """Write ``tree`` as ``<kind>.json`` and ``tensors.safetensors`` into ``folder``.
 
-    The JSON file is written last and names the tensor file, so an interrupted write never leaves
-    a readable half.
+    The JSON file is written last and holds a digest of the tensor file, so an interrupted write
+    never leaves a readable half, not even over an older save.
     """
     from safetensors.torch import save
 
@@ -314,12 +318,14 @@ def write_folder(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     structure, tensors = pack(tree, externals=externals)
-    write_atomic(folder / "tensors.safetensors", save(_on_cpu(tensors)))
+    content = save(_on_cpu(tensors))
+    write_atomic(folder / "tensors.safetensors", content)
     header = {
         "format": FORMAT,
         "kind": kind,
         "probkit": probkit.__version__,
         "torch": str(torch.__version__),
+        "tensors": hashlib.sha256(content).hexdigest(),
         "content": structure,
     }
     text = json.dumps(header, indent=1, allow_nan=False)
@@ -352,7 +358,6 @@ def read_folder(
     try:
         header = json.loads(path.read_text())
         version = header["format"]
-        content = header["content"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise DataError(f"{str(path)!r} is damaged ({error}); restore it from a copy") from None
     if not isinstance(version, int) or version > FORMAT:
@@ -360,8 +365,14 @@ def read_folder(
             f"{str(folder)!r} has file format {version}, this probkit reads up to {FORMAT}; "
             "install a newer probkit"
         )
+    if not {"content", "tensors"} <= header.keys():
+        raise DataError(f"{str(path)!r} is damaged (no content); restore it from a copy")
+    content, digest = header["content"], header["tensors"]
     try:
-        tensors = load((folder / "tensors.safetensors").read_bytes())
+        stored = (folder / "tensors.safetensors").read_bytes()
+        if hashlib.sha256(stored).hexdigest() != digest:
+            raise ValueError(f"it is not the one that {kind}.json was written with")
+        tensors = load(stored)
     except Exception as error:
         raise DataError(f"{str(folder)!r}: tensors.safetensors is damaged ({error})") from None
     tree: dict[str, Any] = unpack(content, tensors, externals=externals)
@@ -387,7 +398,7 @@ def load_tree(path: Path) -> Any:
 
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
             structure = json.loads(file.metadata()["structure"])
     except Exception as error:
         raise DataError(f"{str(path)!r} is missing or damaged ({error})") from None
