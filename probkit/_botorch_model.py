@@ -386,12 +386,15 @@ def _joint_law(dist: Distribution, rank: int, outputs: Sequence[int]) -> _JointL
 
 
 def _shared_factor(dist: Any, outputs: list[int]) -> _JointLaw:
-    """Read a law whose outputs share one row factor; a constant factor is not copied."""
+    """Read a law whose outputs share one row factor up to scale; a constant one is not copied."""
     stored = dist.stored_arguments()
     batch = dist.batch_shape[1:]
     loc = stored["loc"].expand(-1, *batch, -1, -1)[..., outputs]
     root = stored["scale_tril"].expand(-1, *batch, -1, -1)
-    if len(outputs) > 1:  # points before outputs: L kron I
-        eye = torch.eye(len(outputs), dtype=root.dtype, device=root.device)
-        root = torch.einsum("...ij,ab->...iajb", root, eye).flatten(-2).flatten(-3, -2)
+    scale = stored["output_scale"].expand(-1, *batch, dist.event_shape[-1])[..., outputs]
+    if len(outputs) == 1:
+        root = root * scale.unsqueeze(-1)
+    else:  # points before outputs: L kron diag(scale)
+        diagonal = torch.diag_embed(scale)
+        root = torch.einsum("...ij,...ab->...iajb", root, diagonal).flatten(-2).flatten(-3, -2)
     return _JointLaw(loc, root, stored.get("df"), stored["amplitude"])

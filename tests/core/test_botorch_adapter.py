@@ -28,11 +28,12 @@ from botorch.sampling.normal import SobolQMCNormalSampler
 from support.models import ConjugateNormal, TinyProcess, normal_data, process_data
 
 from probkit._botorch_posterior import PredictivePosterior
+from probkit.distributions import MultiOutputStudentT
 from probkit.errors import CapabilityError, DataError, ShapeError
 from probkit.posterior import Context, Posterior
 from probkit.predictive import Analytic
 from probkit.rng import scope
-from probkit.sources import Draws
+from probkit.sources import Closed, Draws
 
 FORMS = ("normal", "student", "mixture", "amplitude mixture", "t mixture", "draws")
 SPREAD = ("student", "mixture", "amplitude mixture", "t mixture")
@@ -166,6 +167,23 @@ def test_both_ways_to_write_a_scale_mixture_give_the_same_draws():
     sampler = get_sampler(one, torch.Size([64]), seed=5)
     torch.testing.assert_close(sampler(one), sampler(other))
     assert len(other.scale_tril) == 1  # the factor is held once
+
+
+@pytest.mark.parametrize("kept", [[0, 1], [1]])
+def test_outputs_may_have_scales_of_their_own(kept):
+    each = torch.tensor([1.0, 3.0], dtype=torch.float64)
+
+    class Scaled(TinyProcess):
+        def predict(self, post, x, **options):
+            mean, covariance = self.moments(post.context.data, x, False)
+            tril = torch.linalg.cholesky(covariance)
+            return Analytic(MultiOutputStudentT(5.0, mean, tril, output_scale=each))
+
+    post = Posterior(Closed(), Scaled(), Context(process_data(outputs=2)))
+    x = inputs(2, 3)
+    found, exact = post.to_botorch(kept).posterior(x), post.predict(x)
+    torch.testing.assert_close(found.mean, exact.mean[..., kept])
+    torch.testing.assert_close(found.variance, exact.variance[..., kept])
 
 
 def test_component_frequencies_are_the_weights():

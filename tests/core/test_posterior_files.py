@@ -1,0 +1,503 @@
+"""Files of posteriors: round trips, fresh processes, all registered classes, errors, old files."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributions as td
+from support.models import ConjugateNormal, TinyProcess, normal_data, process_data
+from torch import Tensor
+from torch.distributions import constraints, transform_to
+
+import probkit as pk
+from probkit import files
+from probkit.errors import DataError
+from probkit.files import pack, read_folder, register, storable, unpack, write_folder
+from probkit.inference import MeanField
+from probkit.posterior import Context, Evidence, Posterior
+from probkit.sources import Closed, Draws, Fitted, Population
+
+TESTS = Path(__file__).parents[1]
+DATA = TESTS / "data" / "posterior-v1"
+
+
+def equal(a, b):
+    """Compare two trees, tensors bit for bit and with their dtypes."""
+    if isinstance(a, Tensor):
+        same = isinstance(b, Tensor) and a.dtype == b.dtype and a.shape == b.shape
+        return same and torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
+    if isinstance(a, dict):
+        return isinstance(b, dict) and list(a) == list(b) and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return type(a) is type(b) and len(a) == len(b) and all(map(equal, a, b))
+    if isinstance(a, float) and math.isnan(a):
+        return isinstance(b, float) and math.isnan(b)
+    packer = files._BY_CLASS.get(type(a))
+    if packer is not None:
+        return type(a) is type(b) and equal(packer.to_tree(a), packer.to_tree(b))
+    return type(a) is type(b) and a == b
+
+
+# ------------------------------------------------------------------------------ trees
+
+
+TREE = {
+    "tensors": [
+        torch.zeros(0, 3),
+        torch.tensor(1.5),
+        torch.arange(6).reshape(2, 3).T,
+        torch.tensor([True, False]),
+        torch.tensor([1 + 2j], dtype=torch.complex128),
+        torch.tensor([1 - 2j], dtype=torch.complex64),
+        torch.ones(2, dtype=torch.bfloat16),
+        torch.tensor([math.nan, math.inf, -math.inf]),
+    ],
+    "numbers": (1, 2.5, math.inf, -math.inf, math.nan, True, None, "text"),
+    "a.b": torch.tensor(1.0),
+    "a": {"b": torch.tensor(2.0)},
+    "keys": {1: torch.tensor(1.0), "1": torch.tensor(2.0), (2, 3): "tuple", "__probkit__": "tag"},
+    "torch": (torch.float64, torch.device("cpu"), torch.Size([2, 3])),
+    "empty": ({}, [], ()),
+}
+
+
+def test_trees_survive(tmp_path):
+    write_folder(tmp_path / "x", "posterior", TREE)
+    assert equal(read_folder(tmp_path / "x", "posterior"), TREE)
+    assert {p.name for p in (tmp_path / "x").iterdir()} == {"posterior.json", "tensors.safetensors"}
+
+
+def test_the_header_is_strict_json_and_holds_no_code(tmp_path):
+    write_folder(tmp_path, "posterior", TREE)
+    text = (tmp_path / "posterior.json").read_text()
+
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    header = json.loads(text, parse_constant=refuse)
+    assert header["format"] == files.FORMAT
+    assert "pickle" not in text
+
+
+def test_aliased_and_strided_tensors_are_stored_apart(tmp_path):
+    base = torch.arange(10.0)
+    write_folder(tmp_path, "posterior", {"a": base[::2], "b": base[1:4], "c": base})
+    back = read_folder(tmp_path, "posterior")
+    back["a"][0] = 99
+    assert back["c"][0] == 0
+    assert torch.equal(back["b"], base[1:4])
+
+
+# ------------------------------------------------------------------------------ sources
+
+
+def stated(source, model=None):
+    return Posterior(
+        source,
+        model or ConjugateNormal(prior_sd=3.0),
+        Context(normal_data(4), {"observation": list("abcd")}, {"mu": ()}),
+        marginals={"mu": td.Normal(torch.tensor(1.0), torch.tensor(2.0))},
+        log_evidence=Evidence(torch.tensor([-3.25]), "exact"),
+        sample_stats={"lp": torch.zeros(1, 2)},
+        attrs={"seed": 5, "seconds": 1.5, "complete": True, "options": {"steps": "3"}},
+    )
+
+
+SOURCES = {
+    "draws": Draws({"mu": torch.tensor([[1.0, 2.0]])}),
+    "weighted draws": Draws({"mu": torch.tensor([[1.0, 2.0]])}, torch.tensor([[0.0, -1.0]])),
+    "closed": Closed(
+        {"mu": td.Normal(torch.tensor(0.0), torch.tensor(1.0))}, state={"L": torch.eye(2)}
+    ),
+    "mixed closed": Closed(
+        {"mu": td.Normal(torch.zeros(2, 3), torch.ones(2, 3))},
+        {"h": torch.arange(6.0).reshape(2, 3)},
+        None,
+        torch.zeros(2, 3),
+    ),
+    "fitted": Fitted(
+        MeanField(0.2), [{"mu": {"loc": torch.tensor(1.0), "log_scale": torch.tensor(0.0)}}]
+    ),
+    "tensor particles": Population([torch.arange(3.0)], torch.tensor([[0.0, -1.0, -2.0]])),
+    "object particles": Population([["a b", "c"], ["d", ""]], torch.zeros(2, 2)),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_source_survives(name, tmp_path):
+    post = stated(SOURCES[name])
+    post.save(tmp_path)
+    back = pk.load(tmp_path)
+    assert type(back.source) is type(post.source)
+    for field in ("source", "model", "context", "log_evidence", "sample_stats", "attrs"):
+        assert equal(getattr(back, field), getattr(post, field)), field
+    assert equal(back.marginals["mu"], post.marginals["mu"])
+    one, other = post.sample(5, rng=1), back.sample(5, rng=1)
+    assert equal(dict(one), dict(other))
+
+
+def test_saving_again_replaces(tmp_path):
+    stated(SOURCES["draws"]).save(tmp_path)
+    stated(SOURCES["closed"]).save(tmp_path)
+    assert isinstance(pk.load(tmp_path).source, Closed)
+
+
+def test_ragged_marginals(tmp_path):
+    laws = (td.Normal(torch.zeros(2), 1.0), td.Normal(torch.zeros(3), 2.0))
+    Posterior(Closed(), ConjugateNormal(), marginals={"state": laws}).save(tmp_path)
+    back = pk.load(tmp_path).marginals["state"]
+    assert [law.batch_shape for law in back] == [(2,), (3,)]
+
+
+# ------------------------------------------------------------------------------ fresh process
+
+
+FRESH = """
+import json, sys, torch
+sys.path.append(sys.argv[1])
+import probkit as pk
+if sys.argv[3] == "own": import support.models
+post = pk.load(sys.argv[2])
+x = torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None].expand(5, int(sys.argv[4]))
+print(json.dumps([post.predict(x).mean.tolist(), post.predict(x).variance.tolist()]))
+"""
+
+
+def predict_afresh(folder, own, d):
+    run = subprocess.run(
+        [sys.executable, "-c", FRESH, str(TESTS), str(folder), own, str(d)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(run.stdout)
+
+
+def test_a_fresh_process_predicts_the_same(tmp_path):
+    post = TinyProcess("student").condition(process_data())
+    post.save(tmp_path)
+    x = torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None].expand(5, 2)
+    expected = [post.predict(x).mean.tolist(), post.predict(x).variance.tolist()]
+    assert predict_afresh(tmp_path, "own", 2) == expected
+
+
+def family_posterior(**options):
+    from probkit.inference import Direct
+    from probkit.kernels import NNGPKernel
+    from probkit.models import ScaleMixtureNNGP
+
+    x = torch.linspace(-1, 1, 6, dtype=torch.float64)[:, None]
+    y = x[:, 0].sin() + 0.1 * torch.cos(9 * x[:, 0])
+    return pk.infer(ScaleMixtureNNGP(NNGPKernel(), **options), (x, y), Direct(), rng=0)
+
+
+def test_a_family_needs_no_import_in_the_fresh_process(tmp_path):
+    post = family_posterior()
+    post.save(tmp_path)
+    x = torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None]
+    expected = [post.predict(x).mean.tolist(), post.predict(x).variance.tolist()]
+    assert predict_afresh(tmp_path, "none", 1) == expected
+
+
+# ------------------------------------------------------------------------------ registered classes
+
+
+def sample_law(cls):
+    """Build any distribution from its constraints, with batch shape [2] (or event shape [2])."""
+    if issubclass(cls, td.Independent):
+        return cls(td.Normal(torch.zeros(2, 3).double(), 1.0), 1)
+    if issubclass(cls, td.Uniform):
+        return cls(torch.zeros(2), torch.tensor([1.0, 3.0]))
+    if issubclass(cls, td.LowRankMultivariateNormal):
+        return cls(torch.zeros(3), torch.ones(3, 1), torch.ones(3))
+    if issubclass(cls, td.MultivariateNormal):
+        return cls(torch.ones(2), scale_tril=torch.tensor([[1.0, 0.0], [0.5, 2.0]]))
+    arguments = {}
+    for name, constraint in cls.arg_constraints.items():
+        if name == "probs" and "logits" in cls.arg_constraints:
+            continue
+        size = (2,) * max(1, constraint.event_dim)
+        if name == "output_scale":
+            continue
+        if name in ("df", "amplitude") and cls.__name__.startswith("Multi"):
+            size = ()
+        arguments[name] = transform_to(constraint)(torch.full(size, 0.3).double())
+    return cls(**arguments)
+
+
+def laws():
+    from probkit.distributions import register_storables
+
+    register_storables()
+    return {
+        packer.name: cls
+        for cls, packer in files._BY_CLASS.items()
+        if issubclass(cls, td.Distribution) and not packer.name.startswith("Scale")
+        if not packer.name.startswith("scale.")
+    }
+
+
+@pytest.mark.parametrize("name", laws())
+def test_every_law_survives(name):
+    law = sample_law(laws()[name])
+    back = unpack(*pack(law))
+    assert type(back) is type(law)
+    with pk.scope(rng=3):
+        value = law.sample()
+    assert torch.equal(back.log_prob(value), law.log_prob(value))
+    assert back.batch_shape == law.batch_shape
+
+
+def examples():
+    """Objects that together hold every registered class that is no plain distribution."""
+    import gpytorch
+
+    from probkit.distributions import ScaledMultivariateNormal
+    from probkit.inference import Fixed
+    from probkit.kernels import NNGPKernel
+    from probkit.models import BurrXII, Gamma, HalfCauchy, InverseGamma, LogNormal, PointMass
+    from probkit.models.standardise import Scaling
+
+    for name, source in SOURCES.items():
+        yield name, stated(source).source
+    yield "context", Context(torch.ones(2), {"a": ["x", "y"]}, {"s": ("a",)})
+    yield "evidence", Evidence(torch.zeros(2), "bound")
+    yield "fixed", Fixed(MeanField(), {"mu": {}})
+    yield "marginal", pk.Marginal(family_posterior().model)
+    yield "kernel", gpytorch.kernels.ScaleKernel(NNGPKernel(depth=2))
+    laws = (InverseGamma(2.0, 3.0), Gamma(2.0, 3.0), LogNormal(0.0, 1.0), BurrXII(2.0, 1.0))
+    yield "scale laws", [*laws, HalfCauchy(1.5), PointMass()]
+    yield "family", vars(family_posterior())
+    yield "standardised", vars(family_posterior(standardize=True))
+    yield "quadrature", vars(family_posterior(scale=BurrXII(2.0, 1.0)))
+    yield "noise outside", vars(family_posterior(noise_in="outside", scale=BurrXII(2.0, 1.0)))
+    one = torch.ones(2)
+    yield "scaling", Scaling(one, one, torch.tensor(0.5), torch.tensor(2.0))
+    yield "scaled", ScaledMultivariateNormal(one, torch.eye(2), torch.tensor([1.0, 2.0]))
+    yield "other law", vars(family_posterior(scale=td.Weibull(2.0, 1.5)))
+
+
+def names_in(structure):
+    """Names of the registered classes inside a packed structure."""
+    if isinstance(structure, list):
+        return set().union(*map(names_in, structure))
+    if not isinstance(structure, dict):
+        return set()
+    own = {structure["name"]} if structure.get("__probkit__") == "object" else set()
+    return own.union(*map(names_in, structure.values()))
+
+
+def test_every_registered_class_survives():
+    """Examples and default instances; a class that is in neither fails here: add an example."""
+    seen = set(laws())
+    for label, value in examples():
+        structure, tensors = pack(value)
+        structure = json.loads(json.dumps(structure, allow_nan=False))
+        again, same = pack(unpack(structure, tensors))
+        assert again == structure, label
+        assert equal(same, tensors), label
+        seen |= names_in(structure)
+    left = []
+    for cls, packer in list(files._BY_CLASS.items()):
+        if packer.name in seen or not cls.__module__.startswith(("probkit.", "gpytorch.")):
+            continue
+        try:
+            default = cls()
+        except TypeError:
+            left.append(packer.name)
+            continue
+        structure, tensors = pack(default)
+        again, same = pack(unpack(structure, tensors))
+        assert again == structure
+        assert equal(same, tensors)
+    assert not left, f"add an example of {left} to examples() in this file"
+
+
+# ------------------------------------------------------------------------------ errors
+
+
+@dataclass(frozen=True)
+class Private:
+    """A model of a class that nobody registered."""
+
+    x: float = 1.0
+
+    def sites(self, data):
+        return {"mu": None}
+
+
+class Other(Private):
+    """Another such class."""
+
+
+def test_an_unregistered_model_is_passed_to_load(tmp_path):
+    post = Posterior(SOURCES["draws"], Private(2.0))
+    post.save(tmp_path)
+    with pytest.raises(
+        DataError, match=r"the model of this file, a .*Private, is not stored.*model="
+    ):
+        pk.load(tmp_path)
+    with pytest.raises(DataError, match=r"was written with model .*Private, got .*Other"):
+        pk.load(tmp_path, model=Other())
+    model = Private(2.0)
+    assert pk.load(tmp_path, model=model).model is model
+
+
+def test_an_unregistered_guide_is_passed_to_load(tmp_path):
+    post = Posterior(Fitted(Private(), [{"a": torch.ones(1)}]), ConjugateNormal())
+    post.save(tmp_path)
+    with pytest.raises(DataError, match="the guide of this file.*pass guide= to load"):
+        pk.load(tmp_path)
+    guide = Private()
+    assert pk.load(tmp_path, guide=guide).source.guide is guide
+
+
+def test_other_unregistered_objects_are_named_by_their_place(tmp_path):
+    post = Posterior(SOURCES["draws"], ConjugateNormal(), Context({"a": [Private()]}))
+    with pytest.raises(
+        DataError, match=r"cannot store context.data.a.0: .*Private is not registered"
+    ):
+        post.save(tmp_path)
+
+
+def edit(folder, change):
+    path = folder / "posterior.json"
+    header = json.loads(path.read_text())
+    change(header)
+    path.write_text(json.dumps(header))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    stated(SOURCES["draws"]).save(tmp_path)
+    return tmp_path
+
+
+def test_a_newer_format(saved):
+    edit(saved, lambda header: header.update(format=files.FORMAT + 1))
+    with pytest.raises(
+        DataError, match=f"has file format {files.FORMAT + 1}, .* reads up to .*newer"
+    ):
+        pk.load(saved)
+    edit(saved, lambda header: header.pop("content"))  # whatever else it may hold
+    with pytest.raises(DataError, match="has file format"):
+        pk.load(saved)
+
+
+def test_an_unknown_class(saved):
+    edit(saved, lambda header: header["content"]["model"].update(name="FutureModel"))
+    with pytest.raises(DataError, match="unknown class 'FutureModel' in the file"):
+        pk.load(saved)
+
+
+def test_an_unknown_entry(saved):
+    edit(saved, lambda header: header["content"].update(attrs={"__probkit__": "quantum"}))
+    with pytest.raises(DataError, match="unknown entry 'quantum'.*newer probkit"):
+        pk.load(saved)
+
+
+def test_no_such_folder(tmp_path):
+    with pytest.raises(DataError, match="expected a folder with posterior.json, found none"):
+        pk.load(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "{}", '{"format": 1}'])
+def test_a_damaged_header(saved, text):
+    (saved / "posterior.json").write_text(text)
+    with pytest.raises(DataError, match="posterior.json' is damaged"):
+        pk.load(saved)
+
+
+@pytest.mark.parametrize("damage", ["missing", "short", "flipped", "other"])
+def test_damaged_tensors(saved, damage, tmp_path_factory):
+    path = saved / "tensors.safetensors"
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    elif damage == "short":
+        path.write_bytes(content[:-3])
+    elif damage == "flipped":
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    else:  # of a later save that was interrupted before its header
+        later = tmp_path_factory.mktemp("later")
+        stated(Draws({"mu": torch.tensor([[5.0, 6.0]])})).save(later)
+        path.write_bytes((later / "tensors.safetensors").read_bytes())
+    with pytest.raises(DataError, match="tensors.safetensors is damaged"):
+        pk.load(saved)
+
+
+def test_an_interrupted_save_leaves_the_old_one(saved, monkeypatch):
+    def fail(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(KeyboardInterrupt):
+        stated(SOURCES["closed"]).save(saved)
+    monkeypatch.undo()
+    assert isinstance(pk.load(saved).source, Draws)
+    assert len(list(saved.iterdir())) == 2
+
+
+def test_names_are_taken_once():
+    @storable
+    @dataclass(frozen=True)
+    class OnlyOnce:
+        x: int = 0
+
+    with pytest.raises(DataError, match="the name 'OnlyOnce' is taken by another class"):
+        register(Other, "OnlyOnce", vars, lambda tree: Other(**tree))
+    del files._BY_CLASS[OnlyOnce], files._BY_NAME["OnlyOnce"]
+
+
+# ------------------------------------------------------------------------------ old files
+
+
+def version_1():
+    """The posterior in ``tests/data/posterior-v1``; written once, never again."""
+    values = {
+        "mu": torch.tensor([[0.5, 1.5, 2.5]], dtype=torch.float64),
+        "weights": torch.tensor([[[1 + 2j], [0j], [-1j]]], dtype=torch.complex64),
+        "state": torch.tensor([[0, 2, 1]]),
+    }
+    return Posterior(
+        Draws(values, torch.tensor([[0.0, -1.0, -torch.inf]], dtype=torch.float64)),
+        ConjugateNormal(prior_sd=3.0, noise_sd=0.5),
+        Context(
+            {"y": torch.tensor([1.0, 2.0], dtype=torch.float64), "n": 2},
+            {"observation": ["first", "second"], "year": [1999, 2000]},
+            {"mu": (), "weights": ("year",)},
+        ),
+        marginals={
+            "mu": td.Normal(torch.tensor(1.0), torch.tensor(0.25)),
+            "path": (
+                td.Gamma(torch.ones(2), torch.ones(2)),
+                td.Gamma(torch.ones(3), torch.ones(3)),
+            ),
+        },
+        log_evidence=Evidence(torch.tensor([-3.25]), "estimate"),
+        sample_stats={"ess": torch.tensor([1.6])},
+        attrs={"seed": 5, "best": math.inf, "complete": True, "shape": torch.Size([2, 3])},
+    )
+
+
+def test_a_file_of_version_1_always_loads():
+    back = pk.load(DATA)
+    expected = version_1()
+    for field in ("source", "model", "context", "log_evidence", "sample_stats", "attrs"):
+        assert equal(getattr(back, field), getattr(expected, field)), field
+    assert back.marginals["mu"].scale == 0.25
+    assert [law.batch_shape for law in back.marginals["path"]] == [(2,), (3,)]
+    assert back.sample(50, rng=0)["mu"].max() == 1.5  # the third draw has no weight
+
+
+def test_the_constraint_of_every_site_is_free_of_files():
+    """Sites are rebuilt by the model; nothing of them is stored."""
+    assert "support" not in (DATA / "posterior.json").read_text()
+    assert constraints.real is ConjugateNormal().sites(None)["mu"].support
