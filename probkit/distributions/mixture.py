@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
@@ -130,13 +132,15 @@ def mixture_icdf(components: Distribution, log_weights: Tensor, q: Tensor) -> Te
     with torch.no_grad():
         inner = interior(target)
         parts = icdf(components, inner.unsqueeze(target.ndim - rank))
-        # Components without weight must not widen the bracket.
-        live = torch.isfinite(_aligned(log_weights, rank)).expand(parts.shape)
-        low = torch.where(live, parts, torch.inf).amin(-rank - 1)
-        high = torch.where(live, parts, -torch.inf).amax(-rank - 1)
-        slack = 4 * torch.finfo(q.dtype).eps
-        low, high = low - slack * low.abs(), high + slack * high.abs()
-        root = chandrupatla(lambda x: mixture_cdf(components, log_weights, x) - inner, low, high)
+        # The quantile lies between the extreme ones of the components that have weight.
+        weight = _aligned(log_weights, rank).exp().expand(parts.shape)
+        low = torch.where(weight > 0, parts, torch.inf).amin(-rank - 1)
+        high = torch.where(weight > 0, parts, -torch.inf).amax(-rank - 1)
+
+        def excess(x: Tensor) -> Tensor:
+            return mixture_cdf(components, log_weights, x) - inner
+
+        root = chandrupatla(excess, *_narrow(excess, low, high, parts, weight, -rank - 1))
     result = root
     if torch.is_grad_enabled():
         residual = mixture_cdf(components, log_weights, root) - target
@@ -147,6 +151,34 @@ def mixture_icdf(components: Distribution, log_weights: Tensor, q: Tensor) -> Te
         return result
     first, last = _mixture_ends(components, root)
     return torch.where(target <= 0, first, torch.where(target >= 1, last, result))
+
+
+def _narrow(
+    excess: Callable[[Tensor], Tensor],
+    low: Tensor,
+    high: Tensor,
+    parts: Tensor,
+    weight: Tensor,
+    dim: int,
+) -> tuple[Tensor, Tensor]:
+    """Shrink the bracket [low, high] around the weighted mean of the components' quantiles.
+
+    Far components with little weight make it many orders of magnitude wider than the answer.
+    """
+    slack = 4 * torch.finfo(low.dtype).eps
+    low, high = low - slack * low.abs(), high + slack * high.abs()
+    used = torch.where(weight > 0, parts, 0.0)
+    centre = torch.clamp((weight * used).sum(dim), low, high)
+    reach = (weight * (used - centre.unsqueeze(dim)).abs()).sum(dim) + slack * centre.abs()
+    a, b = centre - reach, centre + reach
+    for _ in range(64):
+        a, b = torch.maximum(a, low), torch.minimum(b, high)
+        grow_a, grow_b = (excess(a) > 0) & (a > low), (excess(b) < 0) & (b < high)
+        if not bool((grow_a | grow_b).any()):
+            return a, b
+        reach = 8 * reach
+        a, b = torch.where(grow_a, centre - reach, a), torch.where(grow_b, centre + reach, b)
+    return low, high
 
 
 def _mixture_ends(components: Distribution, like: Tensor) -> tuple[Tensor, Tensor]:
