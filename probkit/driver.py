@@ -375,7 +375,8 @@ class _Reporter:
             self.kept += _draws_in(tree)
         self.counted = len(first.kept)
         info = Info(
-            step=min(run.step for run in runs),
+            # Blocks may end after different numbers of steps.
+            step=min((r.step for r in runs if not r.done), default=max(r.step for r in runs)),
             total=self.total,
             kept=self.kept,
             seconds=time.perf_counter() - self.started,
