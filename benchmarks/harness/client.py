@@ -22,6 +22,9 @@ _THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )
+# glibc otherwise gives freed memory back or keeps it by rules that depend on the past of the heap,
+# and clearing the pages anew can cost more than the work. Equal for all sides: it keeps everything.
+_KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_MMAP_MAX_": "0"}
 
 
 class ContenderFailed(RuntimeError):
@@ -43,8 +46,8 @@ def one_line(text: str) -> str:
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """The parent's environment with the number of threads fixed for every numeric library."""
-    env = dict(os.environ)
+    """The parent's environment, with the same threads and the same allocator for every side."""
+    env = {**os.environ, **_KEEP_MEMORY}
     env.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
     xla = f"--xla_cpu_multi_thread_eigen={str(threads > 1).lower()}"
     env["XLA_FLAGS"] = f"{xla} intra_op_parallelism_threads={threads}"

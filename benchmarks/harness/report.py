@@ -23,8 +23,9 @@ Each contender runs in a process of its own, peers with other needs in environme
 After a cold run the results are compared: no ratio is given where they disagree. Then every round
 measures each contender once, in turn. The ratio is ours / peer inside a round (below 1: ours takes
 less), quoted as median [quartiles] over the rounds; the goal is held against the median. CPU time
-counts all threads and child processes, and what the system does for them (handing out fresh memory
-above all; its share is given above 10 %). Memory is the peak of the process (on a GPU: of tensors).
+counts all threads and child processes, and what the system does for them (its share is given above
+10 %). Every process keeps the memory it has freed (`MALLOC_TRIM_THRESHOLD_`, `MALLOC_MMAP_MAX_`):
+no side pays for fresh pages by chance. Memory is the peak of the process (on a GPU: of tensors).
 """
 
 
@@ -185,7 +186,7 @@ def _footer(result: Result) -> str:
         result.date + (f", commit {result.commit}" if result.commit else ""),
     ]
     if isinstance(result, TimingResult):
-        facts.insert(3, f"{result.repeats} rounds")
+        facts.insert(3, f"{result.repeats} rounds in each of {result.processes} process(es)")
     if result.quick:
         facts.append("quick run, not for quoting")
     versions = "; ".join(

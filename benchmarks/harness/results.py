@@ -114,6 +114,7 @@ class TimingResult:
     commit: str | None
     quick: bool
     repeats: int
+    processes: int
     threads: int
     machine: Machine
     python: str

@@ -147,7 +147,11 @@ def run_benchmark(
     pairs: list[Pair] = []
     for workload in workloads[:1] if quick else workloads:
         say(f"{name} {_text(workload)}")
-        run = _run_workload(name, declared, comparisons, workload, device, repeats, versions, say)
+        run = _Run()
+        for _ in range(1 if quick else declared.processes):
+            _run_processes(
+                run, name, declared, comparisons, workload, device, repeats, versions, say
+            )
         timings += [_timing(side_name, workload, side) for side_name, side in run.sides.items()]
         pairs += [_pair(comparison, workload, run, device) for comparison in comparisons]
     return TimingResult(
@@ -161,6 +165,7 @@ def run_benchmark(
         commit=commit(),
         quick=quick,
         repeats=repeats,
+        processes=1 if quick else declared.processes,
         threads=declared.threads,
         machine=machine,
         python=f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}",
@@ -170,7 +175,8 @@ def run_benchmark(
     )
 
 
-def _run_workload(
+def _run_processes(
+    run: _Run,
     name: str,
     declared: Benchmark,
     comparisons: list[Comparison],
@@ -179,19 +185,22 @@ def _run_workload(
     repeats: int,
     versions: dict[str, dict[str, str]],
     say: Say,
-) -> _Run:
-    """Measure every contender of the comparisons on one workload, in turn."""
-    run = _Run()
-    used = {side for c in comparisons for side in (c.ours, c.peer)}
+) -> None:
+    """Start every contender afresh and add their rounds on one workload, in turn, to `run`."""
+    used = {side for c in comparisons for side in (c.ours, c.peer)} - run.absent.keys()
     with contextlib.ExitStack() as stack:
         for contender in (c for c in declared.contenders if c.name in used):
             try:
                 side, reply = _start(stack, name, declared, contender, workload, device)
             except (Unavailable, ContenderFailed) as reason:
+                run.sides.pop(contender.name, None)
                 run.absent[contender.name] = str(reason)
                 say(f"  {contender.name}: {reason}")
                 continue
-            run.sides[contender.name] = side
+            if contender.name in run.sides:
+                run.sides[contender.name].worker = side.worker
+            else:
+                run.sides[contender.name] = side
             versions[contender.name] = {"python": reply["python"], **reply["versions"]}
         _drop_pointless(run, comparisons)
         for _ in range(repeats):
@@ -199,7 +208,6 @@ def _run_workload(
                 _or_drop(run, side_name, _measure)
         for side_name in list(run.sides):
             _or_drop(run, side_name, _read_memory)
-    return run
 
 
 def _start(
@@ -242,7 +250,7 @@ def _measure(side: _Side) -> None:
 
 
 def _read_memory(side: _Side) -> None:
-    side.peak_mib = side.worker.ask(do="memory")["peak_mib"]
+    side.peak_mib = max(side.peak_mib, side.worker.ask(do="memory")["peak_mib"])
 
 
 def _or_drop(run: _Run, side_name: str, action: Callable[[_Side], None]) -> None:

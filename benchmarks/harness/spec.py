@@ -122,6 +122,7 @@ class Benchmark:
         contenders: All sides, ours and peers.
         comparisons: The pairs whose ratio is reported.
         repeats: Rounds; in each round every contender is measured once, in turn.
+        processes: Times the rounds are repeated with freshly started processes.
         threads: Threads a contender may use.
         min_seconds: A measurement repeats short work until it lasts at least this long.
         gpu_workloads: Sizes for ``--gpu``; empty where there is no GPU path.
@@ -133,6 +134,7 @@ class Benchmark:
     contenders: tuple[Contender, ...]
     comparisons: tuple[Comparison, ...]
     repeats: int = 7
+    processes: int = 1
     threads: int = 1
     min_seconds: float = 0.1
     gpu_workloads: tuple[Workload, ...] = ()

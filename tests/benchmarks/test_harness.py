@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import mmap
 import os
@@ -13,7 +14,7 @@ from benchmarks.harness.client import ContenderFailed, WorkerProcess, _environme
 from benchmarks.harness.registry import entries, load, select
 from benchmarks.harness.results import Pair, TimingResult
 from benchmarks.harness.runner import run_benchmark
-from benchmarks.harness.spec import Benchmark, Contender, Task, Unavailable
+from benchmarks.harness.spec import Benchmark, Comparison, Contender, Task, Unavailable
 from benchmarks.harness.worker import Worker, clock
 
 
@@ -31,7 +32,12 @@ def test_agreeing_contenders_get_a_ratio_on_every_workload(sums: TimingResult) -
 
 def test_every_round_is_stored_raw_and_the_median_follows_from_it(sums: TimingResult) -> None:
     times = {t.contender: t for t in sums.timings if t.workload == {"n": 2000}}
-    assert len(times["torch"].cpu_s) == len(times["torch"].wall_s) == sums.repeats == 4
+    assert (
+        len(times["torch"].cpu_s)
+        == len(times["torch"].wall_s)
+        == sums.repeats * sums.processes
+        == 4
+    )
     ratios = sorted(a / b for a, b in zip(times["torch"].cpu_s, times["numpy"].cpu_s, strict=True))
     assert _pairs(sums, "numpy")[0].median == pytest.approx((ratios[1] + ratios[2]) / 2)
 
@@ -85,12 +91,30 @@ def test_quick_takes_the_smallest_workload_and_few_rounds() -> None:
         declared.contenders[:2],
         declared.comparisons[:1],
         repeats=9,
+        processes=2,
     )
     lines: list[str] = []
     result = run_benchmark(name, two, quick=True, say=lines.append)
-    assert result.quick and result.repeats == 3
+    assert result.quick and (result.repeats, result.processes) == (3, 1)
     assert [pair.workload for pair in result.pairs] == [{"n": 2000}]
     assert lines == ["tests.benchmarks.sums n = 2000"]
+
+
+def test_rounds_are_repeated_with_fresh_processes() -> None:
+    name = "tests.benchmarks.sums"
+    declared = load(name)
+    assert isinstance(declared, Benchmark)
+    cheap = dataclasses.replace(
+        declared,
+        workloads=declared.workloads[:1],
+        contenders=declared.contenders[1:3],
+        comparisons=(Comparison("wrong", "numpy", "one is wrong on purpose"),),
+        repeats=2,
+        processes=3,
+    )
+    result = run_benchmark(name, cheap, say=lambda line: None)
+    assert [len(t.cpu_s) for t in result.timings] == [6, 6]
+    assert result.pairs[0].median is not None and result.processes == 3
 
 
 def test_no_gpu_path_is_a_reason() -> None:
