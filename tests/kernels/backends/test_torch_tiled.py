@@ -142,8 +142,8 @@ def test_batch_equals_loop(function, tiled, points, request):
 def test_gradients_and_second_gradients(function, activation, tiled, points, request):
     if tiled:
         request.getfixturevalue("tiny_tiles")
-    x1 = points(2, 4, 3).requires_grad_()
-    x2 = points(6, 3, seed=1).requires_grad_()
+    x1 = points(2, 4, 2).requires_grad_()
+    x2 = points(6, 2, seed=1).requires_grad_()
     w = points(2, 3, seed=2).square().add(0.3).requires_grad_()
     b = points(3, seed=3).square().add(0.1).requires_grad_()
 
@@ -160,8 +160,8 @@ def test_gradients_and_second_gradients(function, activation, tiled, points, req
         assert gradcheck(cross, (x1, x2, w, b), rtol=1e-6, atol=1e-7)
         assert gradcheck(same, (x1, w, b), rtol=1e-6, atol=1e-7)
         assert gradcheck(pairs, (x1, x2, w, b), rtol=1e-6, atol=1e-7)
-        assert gradgradcheck(cross, (x1, x2, w, b))
-        assert gradgradcheck(same, (x1, w, b))
+        assert gradgradcheck(cross, (x1, x2, w, b), fast_mode=True)
+        assert gradgradcheck(same, (x1, w, b), fast_mode=True)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
@@ -173,12 +173,17 @@ def test_tiled_gradients_agree_with_autograd_of_the_whole(
     x1, x2 = points(150, 3).requires_grad_(), points(600, 3, seed=1).requires_grad_()
     weights, square = points(150, 600, seed=2), points(150, 150, seed=3)
 
-    def gradients():
+    def gradients(create_graph=False):
         cross = (function(x1, x2, w, b, activation=activation) * weights).sum()
         same = (function(x1, None, w, b, activation=activation) * square).sum()
-        return torch.autograd.grad(cross, (x1, x2, w, b)) + torch.autograd.grad(same, (x1, w, b))
+        return torch.autograd.grad(
+            cross, (x1, x2, w, b), create_graph=create_graph
+        ) + torch.autograd.grad(same, (x1, w, b), create_graph=create_graph)
 
     tiled = gradients()
+    # the way to second derivatives gives the same first ones (gradgradcheck does not look at them)
+    for one, other in zip(tiled, gradients(create_graph=True), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-9)
     monkeypatch.setattr(torch_tiled, "SMALL", 10**9)
     for one, other in zip(tiled, gradients(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-9)
