@@ -6,6 +6,7 @@ import copy
 import functools
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +26,13 @@ from probkit.model import Batch, Site
 from probkit.pyro_adapter.flat import Flat
 from probkit.pyro_adapter.handlers import FixParams, Indices, Substitute, is_latent
 from probkit.pyro_adapter.model import FromPyro
-from probkit.pyro_adapter.modules import Slot, slots_of, slots_of_statements, swapped
+from probkit.pyro_adapter.modules import (
+    Slot,
+    slots_near,
+    slots_of,
+    slots_of_statements,
+    swapped,
+)
 from probkit.pyro_adapter.runtime import (
     DataCache,
     isolated,
@@ -126,7 +133,10 @@ class PyroGuide:
             values = runner.values(trace, params, sites)
             return {**values, **_log_q(trace, sites, _plate_of(model, sites), values)}
 
-        drawn = run_batched(point, {}, n, rng=stream(rng, "guide"))
+        # Parameters of pyro.module ask for gradients that nobody may want.
+        idle = torch.no_grad() if runner.registered and not needs_grad else nullcontext()
+        with idle:
+            drawn = run_batched(point, {}, n, rng=stream(rng, "guide"))
         log_q = LogQ(drawn.pop(_GLOBAL), drawn.pop(_LOCAL))
         return {name: drawn[name] for name in sites}, log_q
 
@@ -148,10 +158,10 @@ def as_guide(guide: Any) -> Any:
         >>> type(as_guide(AutoNormal)).__name__
         'PyroGuide'
     """
-    if guide is None or isinstance(guide, Guide):
-        return guide
     if isinstance(guide, type) and not _is_autoguide_class(guide):
         raise CapabilityError(f"expected a guide, got the class {guide.__name__}; make an instance")
+    if guide is None or isinstance(guide, Guide):
+        return guide
     if callable(guide):
         return PyroGuide(guide)
     raise CapabilityError(
@@ -247,6 +257,7 @@ class _Runner:
         slots: Parameter name -> its place in a module.
         statements: Name of a ``pyro.param`` statement -> initial value and constraint.
         points: Parameters of the model that the guide does not sample -> initial values.
+        registered: Those of the slots that ``pyro.module`` statements name.
     """
 
     call: Callable[..., Any]
@@ -255,6 +266,7 @@ class _Runner:
     slots: dict[str, Slot] = field(default_factory=dict)
     statements: dict[str, tuple[Tensor, Any]] = field(default_factory=dict)
     points: dict[str, Tensor] = field(default_factory=dict)
+    registered: dict[str, Slot] = field(default_factory=dict)
 
     def arguments(self, data: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return what to call the guide with."""
@@ -285,8 +297,12 @@ class _Runner:
         fix = FixParams(value)
         args, kwargs = self.arguments(batch.data)
         index = batch.index if isinstance(self.call, AutoGuide) else self.index_of(batch)
+        module = {
+            name: _trainable(value) if name in self.registered else value
+            for name, value in given.get("module", {}).items()
+        }
         with (
-            swapped(self.slots, given.get("module", {})),
+            swapped(self.slots, module),
             TraceMessenger() as tracer,
             Substitute({}, strict=False, mapped=mapped),
             Indices(self.plate, index),
@@ -379,19 +395,26 @@ def _build(guide: PyroGuide, model: Any, batch: Batch, rng: torch.Generator) -> 
         runner = _Runner(call, base, _plate_of(base, sites))
         # AutoGuides look at all units; functions run on what there is.
         seen = Batch(batch.data) if automatic else batch
-        with torch.no_grad():
+        dtype = site_dtype(batch.data)
+        near = slots_near(call)
+        cast = {name: _trainable(slot.read().detach().to(dtype)) for name, slot in near.items()}
+        with torch.no_grad(), swapped(near, cast):
             first = runner.trace(None, seen)
-        if isinstance(call, AutoGuide):
-            call.to(site_dtype(batch.data))
-            _let_subsample(call, runner.plate)
-        if isinstance(call, torch.nn.Module):
-            runner.slots.update(slots_of(call))
         modules = {name: v for name, (v, c) in runner.statements.items() if c is None}
         runner.statements = {n: s for n, s in runner.statements.items() if n not in modules}
-        if modules:
-            runner.slots.update(slots_of_statements(call, modules))
+        runner.registered = slots_of_statements(call, near, cast, modules)
+        if isinstance(call, AutoGuide):
+            call.to(dtype)
+            _let_subsample(call, runner.plate)
+        own = slots_of(call) if isinstance(call, torch.nn.Module) else {}
+        runner.slots.update({**own, **runner.registered})
     runner.points = {name: start for name, start in starts.items() if name not in first.nodes}
     return runner
+
+
+def _trainable(value: Tensor) -> Tensor:
+    """A parameter that asks for a gradient: ``pyro.module`` passes over all others."""
+    return value if value.requires_grad else value.detach().requires_grad_()
 
 
 def _make(guide: PyroGuide, program: Callable[..., Any]) -> Callable[..., Any]:

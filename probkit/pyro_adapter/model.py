@@ -25,8 +25,8 @@ from probkit.pyro_adapter.handlers import Indices, LiftParams, Substitute, is_la
 from probkit.pyro_adapter.layout import (
     Layout,
     batch_layout,
-    check_observations,
     check_nested,
+    check_observations,
     check_same,
     has_row_bounds,
     layout_of,

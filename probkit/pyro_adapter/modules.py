@@ -15,7 +15,7 @@ from torch import Tensor
 from probkit.errors import CapabilityError
 from probkit.pyro_adapter.runtime import name_of
 
-__all__ = ["Slot", "slots_of", "slots_of_statements", "swapped"]
+__all__ = ["Slot", "slots_near", "slots_of", "slots_of_statements", "swapped"]
 
 
 @dataclass(frozen=True)
@@ -61,28 +61,45 @@ def slots_of(module: torch.nn.Module) -> dict[str, Slot]:
     return {name: Slot(tuple(places[number])) for number, name in names.items()}
 
 
-def slots_of_statements(call: Callable[..., Any], values: Mapping[str, Tensor]) -> dict[str, Slot]:
-    """Find the modules that ``pyro.module`` statements of a guide register.
+def slots_near(call: Callable[..., Any]) -> dict[str, Slot]:
+    """Return the slots of all modules that a guide can be seen to use.
+
+    These are the guide itself, the variables that it uses, and the object that it is a method of.
+    """
+    if isinstance(call, torch.nn.Module):
+        return slots_of(call)
+    found: dict[str, Slot] = {}
+    for number, module in enumerate(_modules_near(call)):
+        for name, slot in slots_of(module).items():
+            found[f"{number}.{name}"] = slot
+    return found
+
+
+def slots_of_statements(
+    call: Callable[..., Any],
+    near: Mapping[str, Slot],
+    values: Mapping[str, Tensor],
+    statements: Mapping[str, Tensor],
+) -> dict[str, Slot]:
+    """Find the slots of the parameters that ``pyro.module`` statements registered.
 
     Args:
-        call: The guide function; its modules are found among the variables that it uses and the
-            object that it is a method of.
-        values: Statement name -> the parameter that it registered.
+        call: The guide.
+        near: Slots by name.
+        values: What the slots held while the guide ran, by the same names.
+        statements: Statement name -> the tensor that it registered.
 
     Raises:
-        CapabilityError: A module is not found.
+        CapabilityError: A tensor belongs to none of the slots.
     """
-    places = {}
-    for module in _modules_near(call):
-        for slot in slots_of(module).values():
-            places[id(slot.read())] = slot
-    missing = [name for name, value in values.items() if id(value) not in places]
+    owner = {id(value): name for name, value in values.items()}
+    missing = [name for name, value in statements.items() if id(value) not in owner]
     if missing:
         raise CapabilityError(
             f"guide {name_of(call)}: the module of {', '.join(missing)} is not among the variables "
             "that the function uses; make the guide a PyroModule"
         )
-    return {name: places[id(value)] for name, value in values.items()}
+    return {name: near[owner[id(value)]] for name, value in statements.items()}
 
 
 def _modules_near(call: Any) -> list[torch.nn.Module]:
