@@ -85,7 +85,7 @@ def run(ctx: DemoContext) -> None:
     )
     with plots.style():
         axes[0, 0].plot(data["effect"], range(len(data)), "kx", label="estimate of the school")
-        axes[0, 0].legend(loc="lower right")
+        axes[0, 0].legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
         axes[0, 0].set_xlabel("effect of coaching (50 % and 95 % intervals)")
         axes[0, 0].set_ylabel("school")
     plots.density_plot(

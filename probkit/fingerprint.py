@@ -69,12 +69,11 @@ def digest(value: Any) -> str:
 
 
 class _Walk:
-    """One pass over an object graph; objects met again count by their number."""
+    """One pass over an object graph. Whether parts are shared does not matter; cycles are cut."""
 
     def __init__(self) -> None:
         self.hasher = hashlib.sha256()
-        self.numbers: dict[int, int] = {}
-        self.alive: list[Any] = []  # An object that is freed would lend its id to another one.
+        self.open: dict[int, int] = {}  # Objects being fed, outermost first.
 
     def text(self, text: str) -> None:
         self.hasher.update(f"{len(text)}:{text};".encode())
@@ -92,17 +91,17 @@ class _Walk:
             self.hasher.update(np.ascontiguousarray(value).tobytes())
         elif isinstance(value, tuple | range):  # Equal ones may or may not be one object.
             self._items(value)
-        elif id(value) in self.numbers:
-            self.text(f"again {self.numbers[id(value)]}")
+        elif id(value) in self.open:
+            self.text(f"around {self.open[id(value)]}")
         else:
-            self.numbers[id(value)] = len(self.alive)
-            self.alive.append(value)
+            self.open[id(value)] = len(self.open)
             self._object(value)
+            del self.open[id(value)]
 
     def _tensor(self, value: Tensor) -> None:
         flat = value.detach().cpu()
         flat = flat if flat.layout == torch.strided else flat.to_dense()
-        flat = flat.resolve_conj().resolve_neg().contiguous()
+        flat = flat.resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
         self.text(f"tensor {tuple(flat.shape)} {flat.dtype}")
         if flat.numel():
             self.hasher.update(flat.reshape(-1).view(torch.uint8).numpy().tobytes())
