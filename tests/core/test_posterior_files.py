@@ -161,31 +161,18 @@ def test_ragged_marginals(tmp_path):
 
 FRESH = """
 import json, sys, torch
-sys.path.append(sys.argv[1])
 import probkit as pk
-if sys.argv[3] == "own": import support.models
-post = pk.load(sys.argv[2])
-x = torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None].expand(5, int(sys.argv[4]))
-print(json.dumps([post.predict(x).mean.tolist(), post.predict(x).variance.tolist()]))
+
+def predictions(folder, d):
+    x = torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None].expand(5, d)
+    law = pk.load(folder).predict(x)
+    return [law.mean.tolist(), law.variance.tolist()]
+
+family = predictions(sys.argv[2], 1)  # needs no import: probkit knows its own classes
+sys.path.append(sys.argv[1])
+import support.models
+print(json.dumps([family, predictions(sys.argv[3], 2)]))
 """
-
-
-def predict_afresh(folder, own, d):
-    run = subprocess.run(
-        [sys.executable, "-c", FRESH, str(TESTS), str(folder), own, str(d)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return json.loads(run.stdout)
-
-
-def test_a_fresh_process_predicts_the_same(tmp_path):
-    post = TinyProcess("student").condition(process_data())
-    post.save(tmp_path)
-    x = torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None].expand(5, 2)
-    expected = [post.predict(x).mean.tolist(), post.predict(x).variance.tolist()]
-    assert predict_afresh(tmp_path, "own", 2) == expected
 
 
 def family_posterior(**options):
@@ -198,12 +185,21 @@ def family_posterior(**options):
     return pk.infer(ScaleMixtureNNGP(NNGPKernel(), **options), (x, y), Direct(), rng=0)
 
 
-def test_a_family_needs_no_import_in_the_fresh_process(tmp_path):
-    post = family_posterior()
-    post.save(tmp_path)
-    x = torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None]
-    expected = [post.predict(x).mean.tolist(), post.predict(x).variance.tolist()]
-    assert predict_afresh(tmp_path, "none", 1) == expected
+def test_a_fresh_process_predicts_the_same(tmp_path):
+    posts = {"family": family_posterior(), "own": TinyProcess("student").condition(process_data())}
+    expected = []
+    for (name, post), d in zip(posts.items(), (1, 2), strict=True):
+        post.save(tmp_path / name)
+        x = torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None].expand(5, d)
+        law = post.predict(x)
+        expected.append([law.mean.tolist(), law.variance.tolist()])
+    run = subprocess.run(
+        [sys.executable, "-c", FRESH, str(TESTS), *(str(tmp_path / name) for name in posts)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(run.stdout) == expected
 
 
 # ------------------------------------------------------------------------------ registered classes
