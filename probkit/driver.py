@@ -206,9 +206,11 @@ def _run_here(
             if run.state is None and not run.done:
                 run.state = sampler.init(problem, rngs=run.rngs)
         while not all(run.done for run in runs):
+            # A kill between two saves leaves some blocks behind; they catch up first.
+            behind = min(run.step for run in runs if not run.done)
             stats: list[Mapping[str, float]] = []
             for run in runs:
-                if not run.done:
+                if not run.done and run.step == behind:
                     stats.append(advance(problem, sampler, run))
             finished = all(run.done for run in runs)
             wants_stop = reporter.report(runs, stats, done=finished)
