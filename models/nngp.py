@@ -338,16 +338,16 @@ class ScaleMixtureNNGP(Model):
     def _gram(
         self, settings: _Settings, x: Tensor, x2: Tensor | None = None, *, diag: bool = False
     ) -> Tensor:
-        return functional.evaluate(
-            self.kernel, x, x2, params=settings.kernel or None, diag=diag
-        )
+        return functional.evaluate(self.kernel, x, x2, params=settings.kernel or None, diag=diag)
 
     def _condition(self, x: Tensor, y: Tensor, settings: _Settings) -> _Conditioned:
         """Factorise K once. ``y`` is [row, output]."""
         n = x.shape[0]
         batch = settings.noise_var.shape
         check_allocation(
-            3 * 8 * n * n * max(1, math.prod(batch)), f"a kernel matrix of {n} rows", device=x.device
+            3 * 8 * n * n * max(1, math.prod(batch)),
+            f"a kernel matrix of {n} rows",
+            device=x.device,
         )
         gram = self._gram(settings, x)
         if self.noise_in == "outside":
@@ -369,10 +369,15 @@ class ScaleMixtureNNGP(Model):
             given = self._condition(scaling.x(x), _columns(scaling.y(y)), settings)
             law = mix.scale_posterior(settings.law, given.stats)
             evidence = mix.log_evidence(settings.law, given.stats) + scaling.log_jacobian(y)
-        state = {"factor": given.factor, "stats": given.stats, "law": law, "hyper": dict(hyper or {})}
+        kept = {
+            "factor": given.factor,
+            "stats": given.stats,
+            "law": law,
+            "hyper": dict(hyper or {}),
+        }
         joint = {} if isinstance(law, PointMass) else {_SITE: law}
         return Posterior(
-            source=Closed(joint=joint, state=state),
+            source=Closed(joint=joint, state=kept),
             model=self,
             context=Context(data, {}, {_SITE: ()} if joint else {}),
             marginals=joint,
@@ -473,7 +478,13 @@ class ScaleMixtureNNGP(Model):
         if self.noise_in == "outside":
             stats = conditioned.stats
             return mix.spectral_predictive(
-                fitted.law, stats, cross, test, joint=joint, observation=observation, squeeze=squeeze
+                fitted.law,
+                stats,
+                cross,
+                test,
+                joint=joint,
+                observation=observation,
+                squeeze=squeeze,
             )
         if observation:
             rows = noise[..., None].expand(*noise.shape, x.shape[-2])
@@ -562,9 +573,7 @@ def _flat_column(dims: int) -> Any:
     return change
 
 
-def _detached(
-    settings: _Settings, kernel: gpytorch.kernels.Kernel, change: Any
-) -> _Settings:
+def _detached(settings: _Settings, kernel: gpytorch.kernels.Kernel, change: Any) -> _Settings:
     """Apply ``change`` to the batch dims of the hyper-parameters; the kernel's own lose gradients.
 
     Predictions are differentiated with respect to inputs, never to hyper-parameters.
@@ -639,7 +648,7 @@ def _floating(value: Any, name: str) -> Tensor:
     """Return float64 values; half precision is refused because its digits are lost already."""
     tensor = as_tensor(value, name=name)
     if tensor.dtype in (torch.float16, torch.bfloat16):
-        raise DataError(f"{name}: expected float64 or float32, got {tensor.dtype}; use {name}.double()")
+        raise DataError(f"{name}: expected float64 or float32, got {tensor.dtype}")
     if tensor.is_complex():
         raise DataError(f"{name}: expected real numbers, got {tensor.dtype}")
     return tensor.double()

@@ -81,7 +81,8 @@ def _shifted(data: Any, seed: int, n: int) -> list[Any]:
     splits = []
     for _ in range(n):
         train = generator.choice(low, 60, replace=False)
-        splits.append((data.x.iloc[train], data.y.iloc[train], data.x.iloc[high], data.y.iloc[high]))
+        x, y = data.x, data.y
+        splits.append((x.iloc[train], y.iloc[train], x.iloc[high], y.iloc[high]))
     return splits
 
 
@@ -96,9 +97,7 @@ def run(ctx: DemoContext) -> None:
         "random splits (398 patients to learn from)": list(
             data.splits(many, train=0.9, seed=ctx.rng_seed)
         ),
-        "small samples (15 patients)": list(
-            data.splits(4 * many, train=15, seed=ctx.rng_seed)
-        ),
+        "small samples (15 patients)": list(data.splits(4 * many, train=15, seed=ctx.rng_seed)),
         "shift (60 patients of low BMI, tested on high BMI)": _shifted(
             data, ctx.rng_seed, 2 * many
         ),
@@ -106,10 +105,11 @@ def run(ctx: DemoContext) -> None:
     ctx.text(
         """
         Disease progression after one year, predicted from ten measurements of 442 patients. The
-        same infinitely wide network (ReLU, two hidden layers) with three laws of its unknown output
-        scale: a fixed scale (the plain NNGP), an inverse gamma (a Student-t process) and a Burr XII.
-        Hyper-parameters maximise the marginal likelihood of the training rows. With hundreds of rows
-        the data pin the scale down and the three agree; with few rows the mixtures keep the heavier
+        same infinitely wide network (ReLU, two hidden layers) with three laws of its unknown
+        output scale: a fixed scale (the plain NNGP), an inverse gamma (a Student-t process) and a
+        Burr XII. Hyper-parameters maximise the marginal likelihood of the training rows. With
+        hundreds of rows the data pin the scale down and the three agree; with few rows the
+        mixtures keep the heavier
         tails that the plain NNGP lacks. A shift of the inputs hurts all three: the law of the scale
         widens the intervals, it does not repair the mean.
         """
@@ -161,6 +161,4 @@ def _intervals(ctx: DemoContext, data: Any) -> None:
     ctx.arviz(post.to_arviz(rng=ctx.rng_seed), "diabetes")
 
 
-register_view(
-    DemoView("nngp", "Scale mixtures of NNGPs on the diabetes data", run, order=10)
-)
+register_view(DemoView("nngp", "Scale mixtures of NNGPs on the diabetes data", run, order=10))

@@ -26,6 +26,7 @@ def schools_program(standard_error: Any, effect: Any = None) -> None:
 
 def run(ctx: DemoContext) -> None:
     """Fit by SVI with two guides, check by importance sampling, and show the shrinkage."""
+    import pandas as pd
     import torch
     from pyro.infer.autoguide import AutoMultivariateNormal
 
@@ -33,6 +34,7 @@ def run(ctx: DemoContext) -> None:
     from probkit import plots
     from probkit.datasets import eight_schools
     from probkit.inference import SVI, Fixed, ImportanceSampling, MeanField
+    from probkit.sources import Fitted
 
     data = eight_schools()
     model = pk.FromPyro(schools_program, observed=("effect",))
@@ -52,6 +54,7 @@ def run(ctx: DemoContext) -> None:
         ),
     }
     best = fits["AutoMultivariateNormal (Pyro)"]
+    assert isinstance(best.source, Fitted)
     proposal = Fixed(best.source.guide, best.source.params[0])
     exact = pk.infer(
         model,
@@ -60,10 +63,8 @@ def run(ctx: DemoContext) -> None:
         guide=proposal,
         rng=ctx.rng_seed,
     )
-    rows = {name: float(fit.log_evidence.value) for name, fit in fits.items()}
-    rows["importance sampling from it"] = float(exact.log_evidence.value)
-    import pandas as pd
-
+    posteriors = {**fits, "importance sampling from it": exact}
+    rows = {n: float(p.log_evidence.value) for n, p in posteriors.items() if p.log_evidence}
     ctx.table(
         pd.DataFrame({"log evidence (bound or estimate)": rows}),
         f"Two guides and the evidence; importance sampling kept {exact.attrs['ess']:.0f} effective "

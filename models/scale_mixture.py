@@ -31,22 +31,18 @@ from probkit.inference.quadrature import LogQuadrature, integrate_log
 from probkit.models.scale_laws import InverseGamma, OtherLaw, PointMass, ScaleLaw
 from probkit.numerics import (
     check_allocation,
-    ess_from_log_weights,
     lgamma_difference,
-    logmeanexp,
     safe_cholesky,
 )
 
 __all__ = [
     "Conditional",
-    "ImportanceDraws",
     "PredictiveParts",
     "ScalePosterior",
     "SpectralStats",
     "SufficientStats",
     "conditional",
     "importance_proposal",
-    "importance_sample",
     "log_evidence",
     "log_evidence_inverse_gamma",
     "posterior_inverse_gamma",
@@ -495,23 +491,6 @@ def scale_posterior(law: ScaleLaw, stats: ScaleStats) -> ScaleLaw:
 # --------------------------------------------------------------------------- importance sampling
 
 
-@dataclass(frozen=True)
-class ImportanceDraws:
-    """Weighted draws of sigma^2.
-
-    Attributes:
-        scale: Draws [draw, *batch].
-        log_weights: Unnormalised log weights [draw, *batch].
-        log_evidence: Estimate of log p(y) [*batch].
-        ess: Effective sample size [*batch].
-    """
-
-    scale: Tensor
-    log_weights: Tensor
-    log_evidence: Tensor
-    ess: Tensor
-
-
 def importance_proposal(stats: SufficientStats) -> InverseGamma:
     """Return InverseGamma(n C / 2, q / 2), the likelihood as a law of sigma^2.
 
@@ -534,50 +513,6 @@ def importance_proposal(stats: SufficientStats) -> InverseGamma:
     return InverseGamma(torch.full_like(total, 0.5 * stats.count), 0.5 * total)
 
 
-def importance_sample(
-    law: ScaleLaw,
-    stats: SufficientStats,
-    draws: int,
-    *,
-    generator: torch.Generator,
-    proposal: str = "likelihood",
-) -> ImportanceDraws:
-    """Self-normalised importance sampling of sigma^2.
-
-    Args:
-        law: Prior law of sigma^2.
-        stats: Statistics of the data.
-        draws: Number of draws.
-        generator: Source of randomness.
-        proposal: ``"likelihood"`` draws from :func:`importance_proposal`; ``"prior"`` from ``law``
-            and weights by the likelihood, which fails as soon as the data are informative.
-
-    Raises:
-        DataError: unknown proposal, or no data under ``"likelihood"``.
-
-    Example:
-        >>> stats = SufficientStats(torch.tensor([6.0]).double(), torch.tensor(0.0).double(), 4)
-        >>> g = torch.Generator().manual_seed(0)
-        >>> importance_sample(InverseGamma(2.0, 1.0), stats, 100, generator=g).scale.shape
-        torch.Size([100])
-    """
-    batch = torch.broadcast_shapes(law.batch_shape, stats.batch_shape)
-    if proposal == "prior":
-        scale = D.sample(law.expand(batch), (draws,), generator=generator)
-        log_weights = stats.log_likelihood(torch.log(scale))
-    elif proposal == "likelihood":
-        base = importance_proposal(stats)
-        scale = D.sample(base.expand(batch), (draws,), generator=generator)
-        half = 0.5 * stats.count
-        normaliser = math.lgamma(half) - half * torch.log(0.5 * stats.total)
-        log_weights = law.log_prob(scale) + torch.log(scale) + stats.constant() + normaliser
-    else:
-        raise DataError(f"proposal must be 'likelihood' or 'prior', got {proposal!r}")
-    return ImportanceDraws(
-        scale, log_weights, logmeanexp(log_weights, 0), ess_from_log_weights(log_weights, 0)
-    )
-
-
 # --------------------------------------------------------------------------- predictions
 
 
@@ -590,11 +525,14 @@ class Conditional:
         scale: V = K** - K*' K^-1 K*, a matrix [*batch, m, m] if joint, its diagonal [*batch, m]
             otherwise.
         joint: Whether ``scale`` is a matrix.
+        unit: Mean prior variance of the rows [*batch], the size of what V was subtracted from; None
+            where it is that of ``scale``.
     """
 
     location: Tensor
     scale: Tensor
     joint: bool
+    unit: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -638,7 +576,8 @@ def conditional(
     half_y = torch.linalg.solve_triangular(cholesky, y, upper=False)
     location = half_cross.mT @ half_y
     if joint:
-        return Conditional(location, test - half_cross.mT @ half_cross, True)
+        unit = test.diagonal(dim1=-2, dim2=-1).mean(-1)
+        return Conditional(location, test - half_cross.mT @ half_cross, True, unit)
     return Conditional(location, _positive(test - half_cross.square().sum(-2), test), False)
 
 
@@ -700,7 +639,7 @@ def predictive(
             f"expected a posterior from scale_posterior, got {type(posterior).__name__}"
         )
     if given.joint:
-        tril, _ = safe_cholesky(given.scale)
+        tril, _ = safe_cholesky(given.scale, unit=given.unit)
         return PredictiveParts(_joint(df, given.location, tril, amplitude, squeeze), log_weights)
     scale = amplitude.unsqueeze(-1) * given.scale.sqrt()
     return PredictiveParts(_marginal(df, given.location, scale, squeeze), log_weights)
@@ -958,5 +897,6 @@ def spectral_predictive(
     covariance = scale[..., None, None] * (test - explained) + torch.diag_embed(
         noise.expand(noise.shape[:-1] + (m,))
     )
-    tril, _ = safe_cholesky(covariance)
+    unit = scale * test.diagonal(dim1=-2, dim2=-1).mean(-1)
+    tril, _ = safe_cholesky(covariance, unit=unit)
     return PredictiveParts(_joint(None, location, tril, 1.0, squeeze), log_weights)

@@ -11,9 +11,10 @@
 # %% [markdown]
 # # Start here
 #
-# probkit has one sentence: *a model states what it can do, a guide proposes latents, a sampler turns
-# model, guide and data into a posterior, and a posterior predicts.* This tutorial walks through it
-# twice: with a native model on the diabetes data, and with a Pyro program on the eight schools.
+# probkit has one sentence: *a model states what it can do, a guide proposes latents, a sampler
+# turns model, guide and data into a posterior, and a posterior predicts.* This tutorial walks
+# through it twice: with a native model on the diabetes data, and with a Pyro program on the eight
+# schools.
 
 # %%
 import torch
@@ -27,18 +28,19 @@ from probkit.models import InverseGamma, PointMass, ScaleMixtureNNGP
 # %% [markdown]
 # ## A model, and what it was given
 #
-# `diabetes()` gives 442 patients with ten measurements each. We keep thirty to learn from: a small
-# sample is where the tails of a predictive distribution matter. Frames go in as they are.
+# `diabetes()` gives 442 patients with ten measurements each. We keep thirty to learn from: a
+# small sample is where the tails of a predictive distribution matter. Frames go in as they are.
 
 # %%
 x, y, x_test, y_test = next(diabetes().splits(1, train=30, seed=3))
 x.head(3)
 
 # %% [markdown]
-# `ScaleMixtureNNGP` is an infinitely wide Bayesian network whose output scale is unknown. An inverse
-# gamma law of the squared scale makes it a Student-t process. `Direct` conditions in closed form, and
-# `hyper=MAP()` first finds the kernel's hyper-parameters by marginal likelihood. Randomness is always
-# explicit: `rng=` is an integer or a `torch.Generator`, and your global random state is left alone.
+# `ScaleMixtureNNGP` is an infinitely wide Bayesian network whose output scale is unknown. An
+# inverse gamma law of the squared scale makes it a Student-t process. `Direct` conditions in
+# closed form, and `hyper=MAP()` first finds the kernel's hyper-parameters by marginal likelihood.
+# Randomness is always explicit: `rng=` is an integer or a `torch.Generator`, and your global
+# random state is left alone.
 
 # %%
 model = ScaleMixtureNNGP(NNGPKernel(depth=2), scale=InverseGamma(2.0, 2.0), standardize=True)
@@ -49,8 +51,8 @@ post.summary()
 # ## A posterior predicts
 #
 # `predict` returns a distribution, whatever the model: `mean`, `variance`, `quantile`, `cdf`,
-# `log_prob` and `sample`. The default is a new observation, noise included; `site="f"` is the latent
-# function.
+# `log_prob` and `sample`. The default is a new observation, noise included; `site="f"` is the
+# latent function.
 
 # %%
 prediction = post.predict(x_test)
@@ -62,8 +64,9 @@ coverage = float(((target >= low) & (target <= high)).double().mean())
 print(f"RMSE {rmse:.1f}, NLL {nll:.3f}, 90 % intervals hold {coverage:.0%} of the test patients")
 
 # %% [markdown]
-# Is the heavy tail worth it? Give the same network a fixed scale (a point mass: the plain Gaussian
-# process) and compare. With thirty patients the scale is uncertain, and the mixture says so.
+# Is the heavy tail worth it? Give the same network a fixed scale (a point mass: the plain
+# Gaussian process) and compare. With thirty patients the scale is uncertain, and the mixture says
+# so.
 
 # %%
 plain = pk.infer(
@@ -123,8 +126,8 @@ fit.log_evidence
 
 # %% [markdown]
 # A variational fit is a bound, not the truth. Using it as the proposal of an importance sampler
-# corrects it and measures how good it was: the effective sample size says how many of the 4000 draws
-# count.
+# corrects it and measures how good it was: the effective sample size says how many of the 4000
+# draws count.
 
 # %%
 checked = pk.infer(
@@ -145,8 +148,8 @@ checked.summary()
 # %% [markdown]
 # ## Keep it
 #
-# A posterior is saved as JSON and safetensors, without pickle. A Pyro program is code, so it is not
-# in the file: pass it to `load` again. ArviZ reads `to_arviz()`.
+# A posterior is saved as JSON and safetensors, without pickle. A Pyro program is code, so it is
+# not in the file: pass it to `load` again. ArviZ reads `to_arviz()`.
 
 # %%
 import tempfile
@@ -160,7 +163,8 @@ same
 # %% [markdown]
 # ## What can go wrong
 #
-# A sampler that does not fit a model is refused before any work, with the names of those that would.
+# A sampler that does not fit a model is refused before any work, with the names of those that
+# would.
 
 # %%
 try:

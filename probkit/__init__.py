@@ -77,7 +77,7 @@ _HOME = {
 }
 _PACKAGES = ("bo", "inference", "kernels", "models")
 
-__all__ = [  # noqa: PLE0604
+__all__ = [
     "Analytic",
     "Batch",
     "CapabilityError",

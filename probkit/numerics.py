@@ -37,7 +37,9 @@ JITTER_LADDER = (0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
 # --------------------------------------------------------------------------- Cholesky factors
 
 
-def safe_cholesky(A: Tensor, *, ladder: Sequence[float] = JITTER_LADDER) -> tuple[Tensor, Tensor]:
+def safe_cholesky(
+    A: Tensor, *, ladder: Sequence[float] = JITTER_LADDER, unit: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Factorise symmetric positive (semi-)definite matrices, adding jitter only where needed.
 
     Each batch element climbs ``ladder`` on its own: a matrix that factorises without jitter keeps
@@ -45,7 +47,10 @@ def safe_cholesky(A: Tensor, *, ladder: Sequence[float] = JITTER_LADDER) -> tupl
 
     Args:
         A: Matrices [*batch, n, n] in float32 or float64.
-        ladder: Increasing multiples of the mean diagonal, tried in order.
+        ladder: Increasing multiples of ``unit``, tried in order.
+        unit: What the ladder is in units of [*batch]; by default the mean diagonal. A matrix that
+            is a difference, such as a conditional covariance, has rounding errors of the size of
+            what it was subtracted from: give that.
 
     Returns:
         The lower factor [*batch, n, n], differentiable with respect to ``A``, and the jitter
@@ -74,20 +79,22 @@ def safe_cholesky(A: Tensor, *, ladder: Sequence[float] = JITTER_LADDER) -> tupl
         L, info = torch.linalg.cholesky_ex(A)
         if not bool((info > 0).any()):
             return L, multiple
-        multiple = _climb(A.detach(), info > 0, ladder[1:])
+        failed = info > 0
+        ladder = ladder[1:]
     else:
-        multiple = _climb(A.detach(), torch.ones_like(multiple, dtype=torch.bool), ladder)
+        failed = torch.ones_like(multiple, dtype=torch.bool)
     mean_diagonal = A.diagonal(dim1=-2, dim2=-1).mean(-1)
-    L = torch.linalg.cholesky(_add_to_diagonal(A, multiple * mean_diagonal))
-    return L, (multiple * mean_diagonal).detach()
+    unit = mean_diagonal if unit is None else unit.to(A).expand(A.shape[:-2])
+    multiple = _climb(A.detach(), failed, ladder, unit.detach())
+    L = torch.linalg.cholesky(_add_to_diagonal(A, multiple * unit))
+    return L, (multiple * unit).detach()
 
 
-def _climb(A: Tensor, failed: Tensor, ladder: Sequence[float]) -> Tensor:
-    """Return the smallest multiple of the mean diagonal at which each matrix factorises."""
-    mean_diagonal = A.diagonal(dim1=-2, dim2=-1).mean(-1)
-    multiple = torch.zeros_like(mean_diagonal)
+def _climb(A: Tensor, failed: Tensor, ladder: Sequence[float], unit: Tensor) -> Tensor:
+    """Return the smallest multiple of ``unit`` at which each matrix factorises."""
+    multiple = torch.zeros_like(unit)
     for rung in ladder:
-        jitter = rung * mean_diagonal[failed]
+        jitter = rung * unit[failed]
         warnings.warn(
             f"Cholesky failed for {int(failed.sum())} of {failed.numel()} matrices; "
             f"adding jitter {float(jitter.max()):.3g} ({rung:g} x mean diagonal)",

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from probkit.errors import CapabilityError, DataError, ShapeError
-from probkit.files import can_pack, read_folder, storable, write_folder
+from probkit.files import can_pack, class_name, read_folder, storable, write_folder
 from probkit.model import Values
 from probkit.predictive import Predictive
 from probkit.rng import Rng
@@ -246,10 +246,16 @@ def load(folder: str | Path, model: Any = None, guide: Any = None) -> Posterior:
     Raises:
         DataError: Not such a folder, a newer format, an unknown class, or a missing ``model``.
     """
-    externals = {
-        name: value for name, value in (("model", model), ("guide", guide)) if value is not None
-    }
+    given = {"model": model, "guide": guide}
+    externals = {name: value for name, value in given.items() if value is not None}
     tree = read_folder(folder, "posterior", externals=externals)
+    if model is not None and tree["model"] is not model:
+        if class_name(tree["model"]) != class_name(model):
+            raise DataError(
+                f"the file was written with model {class_name(tree['model'])}, got "
+                f"{class_name(model)}; leave model= out, or pass the same"
+            )
+        tree["model"] = model
     posterior = Posterior(**tree)
     return posterior
 

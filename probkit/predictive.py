@@ -70,7 +70,7 @@ class Predictive(Protocol):
 def _levels(q: Tensor | float | Sequence[float], like: Tensor) -> Tensor:
     levels = torch.as_tensor(q, dtype=like.dtype, device=like.device)
     if not bool(((levels > 0) & (levels < 1)).all()):
-        raise DataError(f"quantile: expected levels strictly between 0 and 1, got {levels.tolist()}")
+        raise DataError(f"quantile: expected levels between 0 and 1, got {levels.tolist()}")
     return levels
 
 
@@ -304,8 +304,8 @@ class Empirical:
         """Log frequency of ``y`` (integers); draws of real numbers have no density."""
         if not isinstance(self.values, Tensor) or self.values.is_floating_point():
             raise CapabilityError(
-                "draws of real numbers have no density: expected an Analytic or Mixture predictive; "
-                "use cdf or quantile, or predict with a model that has a closed form"
+                "draws of real numbers have no density; use cdf or quantile, or a model whose "
+                "predictive is Analytic or Mixture"
             )
         equal = (self.values == _values_of(y, self.weights)).to(self.weights.dtype)
         return torch.tensordot(self.weights, equal, dims=1).log()

@@ -61,7 +61,7 @@ def require_rng(rng: Rng | None, what: str) -> Rng:
         DataError: ``rng`` is None.
     """
     if rng is None:
-        raise DataError(f"{what} draws random numbers: expected rng=<int or torch.Generator>, got none")
+        raise DataError(f"{what} draws random numbers: expected rng=<int or generator>, got none")
     return rng
 
 
@@ -91,8 +91,9 @@ def stream(rng: Rng, *key: int | str, device: torch.device | str = "cpu") -> tor
         True
     """
     words = tuple(_key_word(part) for part in key)
-    seed = np.random.SeedSequence(entropy=seed_of(rng), spawn_key=words).generate_state(1, np.uint64)
-    return torch.Generator(device=device).manual_seed(int(seed[0] >> np.uint64(1)))
+    sequence = np.random.SeedSequence(entropy=seed_of(rng), spawn_key=words)
+    seed = int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return torch.Generator(device=device).manual_seed(seed)
 
 
 def randn(

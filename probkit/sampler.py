@@ -169,15 +169,15 @@ def fitting_samplers(model: Any) -> list[str]:
     """Name the samplers of probkit.inference whose needs ``model`` meets, at default options."""
     from probkit import inference
 
-    return [name for name, sampler in _samplers(inference).items() if not lacks(model, sampler.needs)]
+    found = _samplers(inference)
+    return [name for name, sampler in found.items() if not lacks(model, sampler.needs)]
 
 
 def _samplers(package: Any) -> dict[str, Sampler]:
     """The sampler classes of a package at their default options."""
-    classes = {name: getattr(package, name) for name in package.__all__}
-    return {
-        name: cls() for name, cls in classes.items() if isinstance(cls, type) and hasattr(cls, "step")
-    }
+    found = {name: getattr(package, name) for name in package.__all__}
+    is_sampler = {n: isinstance(cls, type) and hasattr(cls, "step") for n, cls in found.items()}
+    return {name: cls() for name, cls in found.items() if is_sampler[name]}
 
 
 def default_sampler(model: Any) -> Sampler:

@@ -253,8 +253,9 @@ class Population:
     log_weights: Tensor
 
     def __post_init__(self) -> None:
-        sizes = [len(chain) for chain in self.particles]
-        if self.log_weights.ndim != 2 or sizes != [self.log_weights.shape[1]] * len(self.log_weights):
+        sizes = tuple(len(chain) for chain in self.particles)
+        shape = tuple(self.log_weights.shape)
+        if len(shape) != 2 or sizes != shape[1:] * shape[0]:
             raise ShapeError(
                 f"Population: expected log_weights [chain={len(sizes)}, particle={sizes}], "
                 f"got {tuple(self.log_weights.shape)}"

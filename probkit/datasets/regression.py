@@ -27,9 +27,9 @@ class Regression:
     y: pd.Series
     source: str
 
-    def splits(self, n: int, *, train: float | int = 0.9, seed: int = 0) -> Iterator[tuple[
-        pd.DataFrame, pd.Series, pd.DataFrame, pd.Series
-    ]]:
+    def splits(
+        self, n: int, *, train: float | int = 0.9, seed: int = 0
+    ) -> Iterator[tuple[pd.DataFrame, pd.Series, pd.DataFrame, pd.Series]]:
         """Cut into random train and test parts.
 
         Args:

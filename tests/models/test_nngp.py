@@ -257,9 +257,9 @@ def test_several_hyper_draws_give_a_mixture():
     mixture = post.predict(new)
     assert isinstance(mixture, pk.Mixture)
     parts = [
-        pk.infer(
-            model, data, Direct(hyper={k: v[0, i] for k, v in hyper.items()}), rng=0
-        ).predict(new)
+        pk.infer(model, data, Direct(hyper={k: v[0, i] for k, v in hyper.items()}), rng=0).predict(
+            new
+        )
         for i in range(3)
     ]
     weights = log_weights[0].exp()
@@ -351,9 +351,7 @@ def test_batches_of_inputs_equal_the_loop(law, outputs, joint, noise_in):
 
 def test_joint_samples_share_one_scale():
     """Excess kurtosis of a joint draw shows in products of squares of far-apart rows."""
-    model = ScaleMixtureNNGP(
-        gpytorch.kernels.RBFKernel().double(), InverseGamma(3.0, 3.0), 1e-6
-    )
+    model = ScaleMixtureNNGP(gpytorch.kernels.RBFKernel().double(), InverseGamma(3.0, 3.0), 1e-6)
     post = pk.infer(model, (X[:1], Y[:1]), rng=0)
     far = torch.tensor([[40.0, 0, 0], [0, 40.0, 0]], dtype=torch.float64)
     draws = post.predict(far, joint=True).sample(40_000, rng=0)
@@ -493,3 +491,12 @@ def test_allocation_that_cannot_fit_is_refused_before_it_is_tried(monkeypatch):
     monkeypatch.setattr("probkit.numerics.available_memory", lambda *a, **k: 10_000)
     with pytest.raises(pk.DataError, match="a kernel matrix of 200 rows"):
         pk.infer(ScaleMixtureNNGP(_kernel()), _sine(200), rng=0)
+
+
+def test_joint_predictions_at_noiseless_training_points_stay_within_rounding():
+    x, y = _sine(20)
+    model = ScaleMixtureNNGP(gpytorch.kernels.RBFKernel().double(), noise_var=1e-10)
+    with pytest.warns(pk.NumericsWarning, match="jitter"):
+        law = pk.infer(model, (x, y), rng=0).predict(x.repeat(3, 1), site="f", joint=True)
+    torch.testing.assert_close(law.mean, y.repeat(3), rtol=0, atol=0.05)
+    assert bool((law.variance < 1e-4).all())

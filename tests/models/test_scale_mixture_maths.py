@@ -297,44 +297,6 @@ class TestScalePosterior:
         assert draws.shape == (5, 2, 3)
 
 
-# --------------------------------------------------------------------------- importance sampling
-
-
-class TestImportanceSampling:
-    @pytest.mark.parametrize("law", _LAWS[:5], ids=_IDS[:5])
-    @pytest.mark.parametrize("proposal", ["likelihood", "prior"])
-    def test_agrees_with_quadrature(
-        self, law: ScaleLaw, proposal: str, gram: Tensor, y: Tensor, generator: torch.Generator
-    ) -> None:
-        n, stats = 20_000, _stats(gram, y)
-        draws = M.importance_sample(law, stats, n, generator=generator, proposal=proposal)
-        # The error of a log of a mean with relative variance 1/ESS - 1/n.
-        error = math.sqrt(1 / draws.ess.item() - 1 / n)
-        assert abs((draws.log_evidence - M.log_evidence(law, stats)).item()) < 4.5 * error
-        assert draws.ess.item() > 500
-
-    def test_likelihood_proposal_survives_informative_data(
-        self, generator: torch.Generator
-    ) -> None:
-        stats = M.SufficientStats(_double(4e4), _scalar(0.0), 400)
-        law = BurrXII(2.0, 1.0)
-        good = M.importance_sample(law, stats, 1000, generator=generator)
-        bad = M.importance_sample(law, stats, 1000, generator=generator, proposal="prior")
-        assert good.ess.item() > 800 and bad.ess.item() < 50
-        weights = torch.softmax(good.log_weights, 0)
-        exact = M.scale_posterior(law, stats)
-        mean = (weights * good.scale).sum()
-        error = (exact.variance / good.ess).sqrt()
-        assert abs(mean - exact.mean) < 4.5 * error
-
-    def test_refusals(self, gram: Tensor, generator: torch.Generator) -> None:
-        zero = _stats(gram, torch.zeros(4, 1, dtype=torch.float64))
-        with pytest.raises(DataError, match="no law without data"):
-            M.importance_sample(HalfCauchy(1.0), zero, 10, generator=generator)
-        with pytest.raises(DataError, match="'likelihood' or 'prior', got 'x'"):
-            M.importance_sample(HalfCauchy(1.0), zero, 10, generator=generator, proposal="x")
-
-
 # --------------------------------------------------------------------------- predictions
 
 
