@@ -21,19 +21,41 @@ from probkit.inference.message_passing.discrete import (
     hmm_smoother,
     hmm_viterbi,
 )
+from probkit.inference.message_passing.gaussian_sites import (
+    GaussianObservations,
+    NaturalSites,
+    collect_sites,
+)
+from probkit.inference.message_passing.kalman import (
+    KalmanFilter,
+    KalmanSmoother,
+    kalman_filter,
+    kalman_log_evidence,
+    kalman_sample_paths,
+    kalman_smoother,
+)
 from probkit.inference.message_passing.scan import associative_scan
 
 __all__ = [
+    "GaussianObservations",
     "HMMFilter",
     "HMMPath",
     "HMMSmoother",
+    "KalmanFilter",
+    "KalmanSmoother",
+    "NaturalSites",
     "associative_scan",
     "check_chain",
     "check_evidence",
+    "collect_sites",
     "hmm_filter",
     "hmm_log_evidence",
     "hmm_sample_paths",
     "hmm_smoother",
     "hmm_viterbi",
+    "kalman_filter",
+    "kalman_log_evidence",
+    "kalman_sample_paths",
+    "kalman_smoother",
     "lengths_from_mask",
 ]
