@@ -444,6 +444,30 @@ def test_parameters_and_data_are_subsampled_by_the_plate():
     torch.testing.assert_close(model.log_joint({"level": level}, data), by_hand.sum())
 
 
+def test_pointwise_terms_of_a_batch_are_not_weighted():
+    model, data = FromPyro(regression, minibatch_plate="data"), regression_data()
+    index = torch.tensor([2, 9, 4])
+    shift = torch.linspace(-1, 1, 12, dtype=F64)
+    values = {"slope": torch.tensor([0.4, 0.1], dtype=F64), "shift": shift.expand(2, 12)}
+    whole = model.pointwise_log_likelihood(values, data)["obs"]
+    part = {**values, "shift": values["shift"][:, index]}
+    batch = model.minibatch(data, index)
+    found = model.pointwise_log_likelihood(part, batch.data)["obs"]
+    torch.testing.assert_close(found, whole[:, index])
+
+
+def test_sites_have_all_units_though_the_plate_asks_for_fewer():
+    def program(x, y=None):
+        with pyro.plate("data", len(x), subsample_size=4) as i:
+            shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
+            pyro.sample("obs", dist.Normal(shift, 1.0), obs=y[i])
+
+    model, data = FromPyro(program, minibatch_plate="data"), regression_data()
+    assert model.sites(data)["shift"].shape == (12,)
+    batch = model.minibatch(data, torch.arange(4))
+    assert model.sites(batch.data)["shift"].shape == (4,)
+
+
 def subsampling(x, y=None):
     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
     with pyro.plate("data", len(x), subsample_size=4) as i:
@@ -528,6 +552,30 @@ def test_programs_that_branch_are_simulated_one_by_one():
     values, data = FromPyro(program).sample_dataset(40, rng=0)
     assert data["y"].shape == (40,)
     assert torch.equal(values["a"] > 0, data["y"] > 0) and 0 < int((values["a"] > 0).sum()) < 40
+
+
+def test_laws_that_draw_elsewhere_are_run_one_by_one():
+    class Foreign(dist.TorchDistribution):
+        """Draws with NumPy: under vmap its one draw would serve every element."""
+
+        arg_constraints = {}
+        support = constraints.real
+
+        def __init__(self):
+            super().__init__(torch.Size(), validate_args=False)
+
+        def sample(self, sample_shape=()):
+            return torch.as_tensor(np.random.standard_normal(tuple(sample_shape)))
+
+        def log_prob(self, value):
+            return -0.5 * value**2
+
+    def program(y=None):
+        a = pyro.sample("a", Foreign())
+        pyro.sample("y", dist.Normal(a, 1.0), obs=y)
+
+    draws = FromPyro(program).sample_prior(30, rng=0)["a"]
+    assert len(draws.unique()) == 30
 
 
 def test_what_a_prior_draw_needs_is_said():

@@ -26,6 +26,7 @@ from torch.distributions import constraints, transform_to
 from probkit.driver import infer
 from probkit.errors import CapabilityError, DataError, ShapeError
 from probkit.inference import SVI, MeanField
+from probkit.loader import Sized
 from probkit.model import Batch, Model, Site
 from probkit.posterior import load
 from probkit.pyro_adapter import FromPyro, PyroGuide, as_guide, native_sites, to_pyro
@@ -395,6 +396,26 @@ def test_the_models_own_parameters_are_points_of_the_guide():
         softplus_positive(only["scales.base_unconstrained"]),
     )
     torch.testing.assert_close(log_q.total(), by_hand)
+
+
+def test_loaders_bring_rows_and_their_numbers():
+    """A loader's batch holds its rows alone; local parameters are those of all units."""
+    rows = {name: value[:2] for name, value in DATA.items()}
+    guide, index = PyroGuide(AutoNormal), torch.tensor([5, 3])
+    params = spread(guide.init(Sized(MODEL, 6), rows, rng=0))
+    assert params["module"]["locs.shift_unconstrained"].shape == (6,)
+    batch = Batch({name: value[index] for name, value in DATA.items()}, index, 3.0)
+    values, log_q = guide.sample(params, MODEL, batch, 3, rng=1)
+    loc = params["module"]["locs.shift_unconstrained"][index]
+    scale = softplus_positive(params["module"]["scales.shift_unconstrained"][index])
+    logs = values["shift"].log()
+    torch.testing.assert_close(log_q.local, (normal(logs, loc, scale) - logs).sum(-1))
+    inside = MODEL.minibatch(DATA, index)
+    point = {name: value[0] for name, value in values.items()}
+    torch.testing.assert_close(
+        MODEL.log_joint(point, batch.data, scale=3.0),
+        MODEL.log_joint(point, inside.data, scale=3.0),
+    )
 
 
 class Local(Model):
