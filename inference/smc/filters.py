@@ -1,0 +1,305 @@
+"""Particle filters: bootstrap and guided."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from probkit.errors import CapabilityError, DataError
+from probkit.files import storable
+from probkit.inference.smc.cloud import Cloud, extend, resample, reweight, spawn
+from probkit.inference.smc.genealogy import paths, record, survivors
+from probkit.inference.smc.particles import Particles, is_tensors
+from probkit.inference.smc.resampling import Resampler, resolve
+from probkit.model import lacks
+from probkit.posterior import Evidence, Posterior, make_posterior
+from probkit.sampler import Problem, Sampler, Step
+from probkit.sources import Draws, Population
+from probkit.tree import Tree, map_tensors
+
+__all__ = ["ParticleFilter", "filter_step", "log_evidence_estimate", "number_of_steps"]
+
+GUIDED = ("propose", "log_proposal", "log_transition")
+
+
+def filter_step(
+    model: Any,
+    t: int,
+    cloud: Cloud,
+    data: Any,
+    *,
+    resampler: str | Resampler = "systematic",
+    ess_threshold: float = 0.5,
+    proposal: Any = None,
+    rng: torch.Generator,
+) -> tuple[Cloud, Tensor | None]:
+    """Resample where needed, extend by step ``t``, reweight.
+
+    Returns:
+        The cloud after the step, and the ancestors [particle] (None where nothing was resampled).
+    """
+    cloud, ancestors = resample(cloud, resampler, rng=rng, threshold=ess_threshold)
+    new, log_increments = extend(model, t, cloud.particles, data, rng=rng, proposal=proposal)
+    moved = Cloud(new, cloud.log_weights, cloud.log_evidence)
+    return reweight(moved, log_increments, step=t), ancestors
+
+
+def log_evidence_estimate(
+    model: Any,
+    data: Any,
+    n: int,
+    *,
+    resampler: str | Resampler = "systematic",
+    ess_threshold: float = 0.5,
+    rng: torch.Generator,
+) -> Tensor:
+    """Run one bootstrap filter and return the log of its unbiased evidence estimate, a scalar.
+
+    Minus infinity where all particles died.
+    """
+    from probkit.inference.smc.cloud import ExtinctionError
+
+    cloud = spawn(model, n, data, rng=rng)
+    for t in range(number_of_steps(model, data)):
+        try:
+            cloud, _ = filter_step(
+                model,
+                t,
+                cloud,
+                data,
+                resampler=resampler,
+                ess_threshold=ess_threshold,
+                rng=rng,
+            )
+        except ExtinctionError:
+            return torch.full_like(cloud.log_evidence, -torch.inf)
+    return cloud.log_evidence
+
+
+def number_of_steps(model: Any, data: Any) -> int:
+    """Return the number of steps of a ``Sequential`` model.
+
+    Raises:
+        DataError: There is none.
+    """
+    steps = int(model.steps(data))
+    if steps < 1:
+        raise DataError(
+            f"{type(model).__name__}: expected data of at least one step, got {steps} steps"
+        )
+    return steps
+
+
+def find_proposal(problem: Problem, guided: bool, sampler: str) -> Any:
+    """Return who proposes: the guide, the model itself when ``guided``, or None (bootstrap).
+
+    Raises:
+        CapabilityError: The proposal, or the model's transition density, is not there.
+    """
+    model, guide = problem.model, problem.guide
+    if guide is None and not guided:
+        return None
+    proposal = model if guide is None else guide
+    missing = [*lacks(proposal, GUIDED[:2]), *lacks(model, GUIDED[2:])]
+    if missing:
+        raise CapabilityError(
+            f"a guided {sampler} needs propose and log_proposal (model or guide) and the model's "
+            f"log_transition; {type(proposal).__name__} on {type(model).__name__} lacks "
+            f"{', '.join(missing)}. Use guided=False and no guide"
+        )
+    return proposal
+
+
+@storable
+@dataclass(frozen=True)
+class ParticleFilter(Sampler):
+    """Sequential importance resampling for ``Sequential`` models.
+
+    The evidence estimate is unbiased for every resampler and threshold. Each chain is an
+    independent group of particles, so that ``chains=10`` gives the evidence an error bar
+    (:func:`probkit.inference.smc.diagnostics.evidence`).
+
+    Args:
+        n: Particles of a group.
+        resampler: "systematic", "stratified", "residual", "multinomial", or a function
+            (weights, n, rng) -> ancestors.
+        ess_threshold: Resample before a step where the effective sample size is below
+            ``ess_threshold * n``; 0 is importance sampling, 1 resamples at every step.
+        guided: Move by the model's ``propose`` in place of ``extend``. A
+            :class:`~probkit.inference.smc.Proposal` given as ``infer(guide=)`` does the same.
+        paths: Return whole trajectories, traced back through the ancestry, in place of the
+            particles of the last step.
+        ancestry: Remember who descends from whom, for the statistic ``unique_ancestors``.
+
+    Returns (through ``infer``):
+        Weighted particles. Tensors and lists of objects as a ``Population``; named tensors and
+        ``paths`` (site "path" [chain, particle, step, *]) as weighted draws. ``sample_stats`` hold
+        ``ess``, ``log_evidence_trace``, ``resampled`` and ``unique_ancestors``, all [chain, step].
+
+    Example:
+        >>> from probkit import infer
+        >>> from probkit.models.state_space import StochasticVolatility
+        >>> y = torch.tensor([0.3, -1.2, 0.5], dtype=torch.float64)
+        >>> post = infer(StochasticVolatility(), y, ParticleFilter(100), rng=0, chains=2)
+        >>> post.log_weights.shape, post.log_evidence.value.shape
+        (torch.Size([2, 100]), torch.Size([2]))
+    """
+
+    n: int = 1000
+    resampler: str | Resampler = "systematic"
+    ess_threshold: float = 0.5
+    guided: bool = False
+    paths: bool = False
+    ancestry: bool = True
+
+    needs = ("sites", "steps", "start", "extend", "log_weight")
+    accepts_guide = True
+
+    def __post_init__(self) -> None:
+        check_count("ParticleFilter", n=self.n)
+        check_share("ParticleFilter", ess_threshold=self.ess_threshold)
+        resolve(self.resampler)
+
+    def init(self, problem: Problem, *, rngs: Any) -> Tree:
+        """Start the particles."""
+        number_of_steps(problem.model, problem.data)
+        find_proposal(problem, self.guided, "ParticleFilter")
+        with torch.no_grad():
+            cloud = spawn(problem.model, self.n, problem.data, rng=rngs[0])
+        if self.paths and not is_tensors(cloud.particles):
+            raise CapabilityError(
+                "ParticleFilter(paths=True) needs tensor particles; objects can carry their own "
+                "history: leave out paths"
+            )
+        return {"t": 0, "cloud": to_tree(cloud), "genealogy": []}
+
+    def step(self, problem: Problem, state: Tree, *, rngs: Any) -> Step:
+        """Take one step of the model."""
+        t = state["t"]
+        with torch.no_grad():
+            cloud, ancestors = filter_step(
+                problem.model,
+                t,
+                from_tree(state["cloud"]),
+                problem.data,
+                resampler=self.resampler,
+                ess_threshold=self.ess_threshold,
+                proposal=find_proposal(problem, self.guided, "ParticleFilter"),
+                rng=rngs[0],
+            )
+        genealogy = state["genealogy"]
+        if self.ancestry or self.paths:
+            values = cloud.particles if self.paths else None
+            genealogy = record(genealogy, self.n, ancestors, values)
+        keep = step_stats(cloud, ancestors is not None)
+        done = t + 1 >= number_of_steps(problem.model, problem.data)
+        state = {"t": t + 1, "cloud": to_tree(cloud), "genealogy": genealogy}
+        return Step(state, done, keep, {"ess": float(cloud.ess)})
+
+    def finish(self, problem: Problem, state: Tree, kept: Tree, *, rngs: Any) -> Posterior:
+        """Collect the weighted particles and the traces."""
+        cloud = from_tree(state["cloud"])
+        stats = dict(kept)
+        if self.ancestry or self.paths:
+            stats["unique_ancestors"] = survivors(state["genealogy"]).unsqueeze(0)
+        if self.paths:
+            source: Any = weighted_draws(paths(state["genealogy"]), "path", cloud.log_weights)
+        else:
+            source = population_source(cloud)
+        return make_posterior(
+            problem,
+            source,
+            log_evidence=Evidence(cloud.log_evidence.reshape(1), "estimate"),
+            sample_stats=stats,
+        )
+
+
+# --------------------------------------------------------------------------- shared by samplers
+
+
+def step_stats(cloud: Cloud, resampled: bool) -> dict[str, Tensor]:
+    """Statistics of one filter step, each [chain=1, step=1]."""
+    return {
+        "ess": cloud.ess.reshape(1, 1),
+        "log_evidence_trace": cloud.log_evidence.reshape(1, 1),
+        "resampled": torch.full((1, 1), resampled, device=cloud.log_weights.device),
+    }
+
+
+def to_tree(cloud: Cloud) -> Tree:
+    """Write a cloud as a tree, for sampler states."""
+    return {
+        "particles": cloud.particles,
+        "log_weights": cloud.log_weights,
+        "log_evidence": cloud.log_evidence,
+    }
+
+
+def from_tree(tree: Tree) -> Cloud:
+    """Rebuild a cloud from :func:`to_tree`."""
+    return Cloud(tree["particles"], tree["log_weights"], tree["log_evidence"])
+
+
+def population_source(cloud: Cloud) -> Draws | Population:
+    """Wrap the particles of one chain: named tensors as draws, anything else as a population."""
+    particles = cloud.particles
+    if isinstance(particles, Mapping) and is_tensors(particles):
+        return weighted_draws(particles, "particle", cloud.log_weights)
+    if isinstance(particles, Mapping | tuple):
+        particles = rows(particles, cloud.n)
+    return Population([particles], cloud.log_weights.unsqueeze(0))
+
+
+def weighted_draws(particles: Particles, name: str, log_weights: Tensor | None) -> Draws:
+    """Wrap tensor particles [particle, *] of one chain as (weighted) draws.
+
+    Named tensors keep their names; others are called ``name`` (tuples ``name_0``, ``name_1``, ...).
+    """
+    weights = None if log_weights is None else log_weights.unsqueeze(0)
+    with_chain = map_tensors(lambda tensor: tensor.unsqueeze(0), named(particles, name))
+    return Draws(with_chain, weights)
+
+
+def named(particles: Particles, name: str) -> dict[str, Any]:
+    """Flatten a tree of tensors into one mapping."""
+    if isinstance(particles, Mapping):
+        return {
+            key: value
+            for part, inner in particles.items()
+            for key, value in named(inner, str(part)).items()
+        }
+    if isinstance(particles, tuple):
+        return {
+            key: value
+            for number, inner in enumerate(particles)
+            for key, value in named(inner, f"{name}_{number}").items()
+        }
+    return {name: particles}
+
+
+def rows(particles: Particles, n: int) -> list[Any]:
+    """Turn a tree of columns into a list of ``n`` trees, one for each particle."""
+    if isinstance(particles, Mapping):
+        columns = {key: rows(part, n) for key, part in particles.items()}
+        return [{key: column[i] for key, column in columns.items()} for i in range(n)]
+    if isinstance(particles, tuple):
+        return [tuple(row) for row in zip(*(rows(part, n) for part in particles), strict=True)]
+    return list(particles)
+
+
+def check_count(who: str, *, least: int = 1, **counts: int) -> None:
+    """Check whole numbers of at least ``least``."""
+    for name, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise DataError(f"{who}: expected a whole {name} >= {least}, got {value!r}")
+
+
+def check_share(who: str, **shares: float) -> None:
+    """Check numbers between 0 and 1."""
+    for name, value in shares.items():
+        if not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
+            raise DataError(f"{who}: expected 0 <= {name} <= 1, got {value!r}")
