@@ -104,7 +104,8 @@ def randn(
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """Draw standard normals of shape [chain, *shape], each chain from its own stream."""
-    rows = [torch.randn(*shape, generator=g, dtype=dtype, device=g.device) for g in rngs]
+    size = tuple(shape)
+    rows = [torch.randn(size, generator=g, dtype=dtype, device=g.device) for g in rngs]
     return torch.stack(rows).to(device)
 
 
@@ -146,23 +147,58 @@ def scope(
 @contextlib.contextmanager
 def _torch_stream(generator: torch.Generator) -> Iterator[None]:
     """Put ``generator`` in the place of torch's global stream."""
-    saved = torch.get_rng_state()
     if generator.device.type == "cuda":
-        # Code on a GPU also draws on the CPU; that stream is derived from the same generator.
-        saved_cuda = torch.cuda.get_rng_state(generator.device)
-        torch.set_rng_state(stream(generator, "cpu").get_state())
-        torch.cuda.set_rng_state(generator.get_state(), generator.device)
+        with _cpu_stream(stream(generator, "cpu")), _cuda_stream(generator):
+            yield
+    elif torch.cuda.is_initialized():
+        with _cpu_stream(generator), _derived_cuda_streams(generator):
+            yield
     else:
-        torch.set_rng_state(generator.get_state())
+        with _cpu_stream(generator):
+            yield
+
+
+@contextlib.contextmanager
+def _cpu_stream(generator: torch.Generator) -> Iterator[None]:
+    saved = torch.get_rng_state()
+    torch.set_rng_state(generator.get_state())
     try:
         yield
     finally:
-        if generator.device.type == "cuda":
-            generator.set_state(torch.cuda.get_rng_state(generator.device))
-            torch.cuda.set_rng_state(saved_cuda, generator.device)
-        else:
-            generator.set_state(torch.get_rng_state())
+        generator.set_state(torch.get_rng_state())
         torch.set_rng_state(saved)
+
+
+@contextlib.contextmanager
+def _cuda_stream(generator: torch.Generator) -> Iterator[None]:
+    saved = torch.cuda.get_rng_state(generator.device)
+    torch.cuda.set_rng_state(generator.get_state(), generator.device)
+    try:
+        yield
+    finally:
+        generator.set_state(torch.cuda.get_rng_state(generator.device))
+        torch.cuda.set_rng_state(saved, generator.device)
+
+
+@contextlib.contextmanager
+def _derived_cuda_streams(generator: torch.Generator) -> Iterator[None]:
+    """Derive the streams of all GPUs from the state of a CPU generator, without advancing it.
+
+    So what is drawn on the CPU is the same with and without a GPU. Where a GPU has drawn, the
+    CPU stream is moved on by one number, lest the next scope repeat what the GPU drew.
+    """
+    saved = torch.cuda.get_rng_state_all()
+    twin = torch.Generator()
+    twin.set_state(generator.get_state())
+    torch.cuda.manual_seed_all(seed_of(twin))
+    seeded = torch.cuda.get_rng_state_all()
+    try:
+        yield
+    finally:
+        reached = torch.cuda.get_rng_state_all()
+        if not all(map(torch.equal, seeded, reached)):
+            torch.rand(())  # The global stream is the generator's while this scope is open.
+        torch.cuda.set_rng_state_all(saved)
 
 
 @contextlib.contextmanager

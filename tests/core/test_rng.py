@@ -133,3 +133,17 @@ def test_scopes_of_threads_exclude_each_other():
         with scope(rng=seed):
             alone = torch.cat([Normal(0.0, 1.0).sample((3,)) for _ in range(50)])
         assert torch.equal(results[seed], alone)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_seed_governs_the_gpu_as_well():
+    torch.cuda.init()
+    before = torch.cuda.get_rng_state()
+    generator = torch.Generator().manual_seed(0)
+    drawn = []
+    for rng in (generator, generator, torch.Generator().manual_seed(0)):
+        with scope(rng=rng):
+            drawn.append(torch.rand(3, device="cuda"))
+    assert torch.equal(drawn[0], drawn[2]) and not torch.equal(drawn[0], drawn[1])
+    assert torch.equal(torch.cuda.get_rng_state(), before)
