@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from dataclasses import dataclass, replace
 from typing import Any
@@ -118,7 +119,10 @@ class ImportanceSampling(Sampler):
     ) -> tuple[Values, Tensor]:
         guide = self._guide(problem)
         if guide is None:
-            values = problem.model.sample_prior(n, rng=rng)
+            draw = problem.model.sample_prior
+            # The prior of a program may depend on its inputs; such a model takes them as ``x``.
+            takes_inputs = "x" in inspect.signature(draw).parameters
+            values = draw(n, rng=rng, **({"x": problem.data} if takes_inputs else {}))
             return values, problem.model.log_likelihood(values, problem.data)
         values, log_q = guide.sample(params, problem.model, Batch(problem.data), n, rng=rng)
         return values, log_joint_of(problem.model, values, problem.data) - log_q.total()

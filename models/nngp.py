@@ -37,6 +37,7 @@ from probkit.posterior import Context, Evidence, Posterior
 from probkit.predictive import Analytic, Mixture, Predictive
 from probkit.rng import Rng, require_rng, scope, stream
 from probkit.sources import Closed, Draws
+from probkit.tree import map_tensors
 
 __all__ = ["ScaleMixtureNNGP", "ScaleProposal"]
 
@@ -375,6 +376,8 @@ class ScaleMixtureNNGP(Model):
             "law": law,
             "hyper": dict(hyper or {}),
         }
+        # Files hold contiguous tensors; products with others may differ in the last bit.
+        kept = map_tensors(Tensor.contiguous, kept)
         joint = {} if isinstance(law, PointMass) else {_SITE: law}
         return Posterior(
             source=Closed(joint=joint, state=kept),
@@ -651,7 +654,7 @@ def _floating(value: Any, name: str) -> Tensor:
         raise DataError(f"{name}: expected float64 or float32, got {tensor.dtype}")
     if tensor.is_complex():
         raise DataError(f"{name}: expected real numbers, got {tensor.dtype}")
-    return tensor.double()
+    return tensor.double().contiguous()
 
 
 def _inputs(value: Any, name: str, *, columns: int | None = None) -> Tensor:

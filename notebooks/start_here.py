@@ -57,7 +57,7 @@ post.summary()
 # %%
 prediction = post.predict(x_test)
 low, high = prediction.quantile([0.05, 0.95])
-target = torch.as_tensor(y_test.to_numpy())
+target = torch.tensor(y_test.to_numpy())
 rmse = float((prediction.mean - target).square().mean().sqrt())
 nll = float(-prediction.log_prob(target).mean())
 coverage = float(((target >= low) & (target <= high)).double().mean())

@@ -109,7 +109,8 @@ def initial_values(
     """Choose ``n`` starting points [n, *site].
 
     The model's own ``initial_values(data, n, rng=)`` where it has one, else uniform on [-2, 2] in
-    the unconstrained space (the convention of Stan).
+    the unconstrained space (the convention of Stan), but for the sites that the model's
+    ``initial_points(data)`` names, such as ``pyro.param`` with its starting value.
     """
     own = getattr(model, "initial_values", None)
     if callable(own):
@@ -118,4 +119,8 @@ def initial_values(
 
     free = Unconstrained(sites)
     uniform = torch.rand(n, free.size, generator=rng, dtype=site_dtype(data), device=rng.device)
-    return free.values(4.0 * uniform - 2.0)
+    values = free.values(4.0 * uniform - 2.0)
+    points = getattr(model, "initial_points", None)
+    for name, point in (points(data) if callable(points) else {}).items():
+        values[name] = point.to(values[name]).expand_as(values[name]).clone()
+    return values

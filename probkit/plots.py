@@ -229,7 +229,7 @@ def calibration_plot(
         raise DataError("expected at least one model's pit values [obs], got none")
     grid = _unit_interval(np.linspace(0.05, 0.95, 19) if levels is None else levels, "levels")
     curves = {name: coverage(u, grid) for name, u in pits.items()}
-    count = min(np.size(u) for u in pits.values())
+    count = min(np.asarray(u).size for u in pits.values())
     low, high = (binom.ppf(q, count, grid) / count for q in (0.5 - band / 2, 0.5 + band / 2))
     ax.fill_between(grid, low, high, color="#d9d9d9", alpha=0.6, label=f"{band:.0%} if calibrated")
     ax.plot([0, 1], [0, 1], color="#8a8a8a", linewidth=0.9, linestyle="--")
