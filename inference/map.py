@@ -95,7 +95,7 @@ class MAP(Sampler):
         objective = self._objective(problem)
         take = min(self.chunk, self.max_iter - state["iterations"])
         flat, optimizer, value, gradient = _lbfgs(
-            objective, state["flat"], state["optimizer"], take
+            objective, state["flat"], state["optimizer"], take, self.tolerance
         )
         iterations = state["iterations"] + take
         converged = gradient <= self.tolerance * max(1.0, abs(value))
@@ -160,7 +160,11 @@ class MAP(Sampler):
 
 
 def _lbfgs(
-    objective: Callable[[Tensor], Tensor], flat: Tensor, memory: Any, iterations: int
+    objective: Callable[[Tensor], Tensor],
+    flat: Tensor,
+    memory: Any,
+    iterations: int,
+    tolerance: float,
 ) -> tuple[Tensor, Any, float, float]:
     """Run L-BFGS for some iterations.
 
@@ -169,7 +173,12 @@ def _lbfgs(
     """
     position = flat.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
-        [position], max_iter=iterations, line_search_fn="strong_wolfe", tolerance_change=0.0
+        [position],
+        max_iter=iterations,
+        max_eval=25 * iterations,  # What one line search may take; the default cuts iterations.
+        line_search_fn="strong_wolfe",
+        tolerance_grad=tolerance,
+        tolerance_change=0.0,
     )
     if memory is not None:
         # The optimizer works in place; the old state must stay as it is.
