@@ -18,7 +18,7 @@ __all__ = ["Cursor", "Loader", "Sized"]
 Factory = Callable[[int, torch.Generator], Iterator[Batch]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Loader:
     """Data for SVI that arrives batch by batch, one iterator for each pass over the data.
 
