@@ -30,7 +30,11 @@ from probkit.inference.message_passing.discrete_log import (
     scan_messages,
     scan_messages_by,
 )
-from probkit.inference.message_passing.discrete_scaled import ScaledPosterior, scaled_posterior
+from probkit.inference.message_passing.discrete_scaled import (
+    ScaledSmoother,
+    scaled_filter,
+    scaled_smoother,
+)
 from probkit.rng import Rng, stream
 
 __all__ = [
@@ -56,7 +60,8 @@ class HMMFilter(NamedTuple):
             the first impossible step on.
         filtered: p(z_t = k | y_1, ..., y_t) [*batch, T, K]; 0 on padding and from an impossible
             step on.
-        predicted: p(z_t = k | y_1, ..., y_(t-1)) [*batch, T, K]; likewise.
+        predicted: p(z_t = k | y_1, ..., y_(t-1)) [*batch, T, K]; 0 on padding and after an
+            impossible step.
     """
 
     log_evidence: Tensor
@@ -136,18 +141,14 @@ def hmm_filter(
         [0.9, 0.1]
     """
     chain = canonical(log_initial, log_transition, log_emission, lengths)
-    log_evidence, increment, log_forward = _filtered(chain, method)
-    valid = chain.valid().unsqueeze(-1)
-    filtered = torch.where(valid, _normalise(log_forward), 0.0)
-    transition = chain.log_transition.exp()
-    initial = chain.log_initial.exp().unsqueeze(-2).expand(filtered[..., :1, :].shape)
-    before = filtered[..., :-1, :]
-    if chain.varying:
-        later = (before.unsqueeze(-2) @ transition).squeeze(-2)
-    else:
-        later = before @ transition
-    predicted = torch.where(valid, torch.cat((initial, later), -2), 0.0)
-    return HMMFilter(log_evidence, increment, filtered, predicted)
+    if _differentiated(chain) or _use_scan(chain, method):
+        return _filter_log(chain, _log_messages(chain, method, filtering=True))
+    scaled = scaled_filter(chain)
+    increment = scaled.log_increment
+    result = HMMFilter(increment.sum(-1), increment, scaled.filtered, scaled.predicted)
+    return _repair(
+        chain, scaled.reliable, result, lambda part: _filter_log(part, loop_messages(part))
+    )
 
 
 def hmm_smoother(
@@ -187,7 +188,7 @@ def hmm_smoother(
     chain = canonical(log_initial, log_transition, log_emission, lengths)
     if _differentiated(chain) or _use_scan(chain, method):
         return _smooth_log(chain, _log_messages(chain, method), pairs)
-    scaled = scaled_posterior(chain, smooth=True)
+    scaled = scaled_smoother(chain)
     result = _smooth_scaled(chain, scaled, pairs)
     return _repair(chain, scaled.reliable, result, lambda part: _smooth_exactly(part, pairs))
 
@@ -329,8 +330,8 @@ def hmm_sample_paths(
         raise DataError(f"expected n >= 1 paths, got {n}")
     with torch.no_grad():
         chain = canonical(log_initial, log_transition, log_emission, lengths)
-        log_evidence, _, log_forward = _filtered(chain, "auto")
-        dead = (log_evidence == -torch.inf) | log_evidence.isnan()
+        log_forward = _log_forward(chain)
+        dead = ~torch.isfinite(_at_end(log_forward, chain).amax(-1))
         if bool(dead.any()):
             where = tuple(dead.nonzero()[0].tolist())
             raise DataError(
@@ -427,27 +428,29 @@ def _log_increment(log_forward: Tensor, chain: Chain) -> Tensor:
     return torch.where(chain.valid(), increment, 0.0)
 
 
-class _Filtered(NamedTuple):
-    log_evidence: Tensor
-    log_increment: Tensor
-    log_forward: Tensor  # up to a constant for each sequence and step
+def _filter_log(chain: Chain, messages: LogMessages) -> HMMFilter:
+    forward = messages.forward
+    valid = chain.valid().unsqueeze(-1)
+    filtered = torch.where(valid, _normalise(forward), 0.0)
+    initial = chain.log_initial.exp().unsqueeze(-2).expand(filtered[..., :1, :].shape)
+    before, transition = filtered[..., :-1, :], chain.log_transition.exp()
+    if chain.varying:
+        later = (before.unsqueeze(-2) @ transition).squeeze(-2)
+    else:
+        later = before @ transition
+    predicted = torch.where(valid, torch.cat((initial, later), -2), 0.0)
+    log_evidence = logsumexp(_at_end(forward, chain), -1)
+    return HMMFilter(log_evidence, _log_increment(forward, chain), filtered, predicted)
 
 
-def _filtered(chain: Chain, method: Method) -> _Filtered:
-    if _differentiated(chain) or _use_scan(chain, method):
-        return _filter_log(chain, _log_messages(chain, method, filtering=True))
-    scaled = scaled_posterior(chain, smooth=False)
-    assert scaled.forward is not None
-    increment = scaled.log_increment
-    result = _Filtered(increment.sum(-1), increment, scaled.forward.log())
-    return _repair(
-        chain, scaled.reliable, result, lambda part: _filter_log(part, loop_messages(part))
-    )
-
-
-def _filter_log(chain: Chain, messages: LogMessages) -> _Filtered:
-    log_evidence = logsumexp(_at_end(messages.forward, chain), -1)
-    return _Filtered(log_evidence, _log_increment(messages.forward, chain), messages.forward)
+def _log_forward(chain: Chain) -> Tensor:
+    """Log of the filtered laws up to a constant [*batch, T, K], exact however small they are."""
+    if _use_scan(chain, "auto"):
+        return scan_messages(chain, filtering=True).forward
+    scaled = scaled_filter(chain)
+    if bool(scaled.reliable.all()):
+        return scaled.filtered.log()
+    return loop_messages(chain).forward
 
 
 def _smooth_exactly(chain: Chain, pairs: bool) -> HMMSmoother:
@@ -470,9 +473,8 @@ def _smooth_log(chain: Chain, messages: LogMessages, pairs: bool) -> HMMSmoother
     return HMMSmoother(log_evidence, increment, smoothed, each.sum(-3), each if pairs else None)
 
 
-def _smooth_scaled(chain: Chain, scaled: ScaledPosterior, pairs: bool) -> HMMSmoother:
+def _smooth_scaled(chain: Chain, scaled: ScaledSmoother, pairs: bool) -> HMMSmoother:
     smoothed, leaving, arriving = scaled.smoothed, scaled.leaving, scaled.arriving
-    assert smoothed is not None and leaving is not None and arriving is not None
     transition = chain.log_transition.exp()
     log_evidence = scaled.log_increment.sum(-1)
     each = None

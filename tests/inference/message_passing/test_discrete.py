@@ -319,10 +319,10 @@ def test_brute_force_catches_a_missing_backward_message(
     check_smoother(inputs, "loop")
     whole = discrete_scaled._loop
 
-    def without_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
-        messages, increment = whole(*arguments)
-        messages[:, messages.shape[1] // 2 :] = 1.0
-        return messages, increment
+    def without_backward(*arguments: Any, both: bool) -> tuple[Tensor, Tensor, Tensor]:
+        messages, products, increment = whole(*arguments, both=both)
+        products[:, products.shape[1] // 2 :] = 1.0
+        return messages, products, increment
 
     monkeypatch.setattr(discrete_scaled, "_loop", without_backward)
     assert caught(lambda: check_smoother(inputs, "loop"))
@@ -584,11 +584,7 @@ def test_long_left_to_right_chain_does_not_underflow() -> None:
 
 
 def test_the_certificate_is_what_saves_the_scaled_messages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        discrete_scaled,
-        "_certify",
-        lambda forward, *_, **__: torch.ones_like(forward[0, :, 0], dtype=torch.bool),
-    )
+    monkeypatch.setattr(discrete_scaled, "_floor", lambda messages: -1.0)
     with pytest.raises(AssertionError):
         test_long_left_to_right_chain_does_not_underflow()
 
