@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,13 +77,31 @@ def run_views(
     return outcomes
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch to one thread, as it was before afterwards.
+
+    The views' matrices are small, and on a busy machine threads that wait for each other cost ten
+    times what they bring.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _run_one(view: DemoView, out: Path, *, full: bool, rng_seed: int) -> Outcome:
     prefix = f"{slug(view.family)}-{slug(view.title)}"
     context = DemoContext(out=out, prefix=prefix, full=full, rng_seed=rng_seed)
     error = None
     begin = time.perf_counter()
     try:
-        view.run(context)
+        with _one_thread():
+            view.run(context)
     except Exception as failure:  # whatever a view raises belongs in the report
         error = _short_traceback(failure)
     seconds = time.perf_counter() - begin
