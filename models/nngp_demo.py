@@ -109,9 +109,8 @@ def run(ctx: DemoContext) -> None:
         output scale: a fixed scale (the plain NNGP), an inverse gamma (a Student-t process) and a
         Burr XII. Hyper-parameters maximise the marginal likelihood of the training rows. With
         hundreds of rows the data pin the scale down and the three agree; with few rows the
-        mixtures keep the heavier
-        tails that the plain NNGP lacks. A shift of the inputs hurts all three: the law of the scale
-        widens the intervals, it does not repair the mean.
+        mixtures have heavier tails and cover a little more. A shift of the inputs hurts all three:
+        the law of the scale widens the intervals, it does not repair the mean.
         """
     )
     fig, axes = plots.figure(1, 3, size=(12.6, 4.4))
