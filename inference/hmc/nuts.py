@@ -1,0 +1,86 @@
+"""The No-U-Turn sampler, all chains in lock-step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from probkit.errors import DataError
+from probkit.files import storable
+from probkit.inference.hmc.adaptation import ChainState
+from probkit.inference.hmc.base import HamiltonianSampler
+from probkit.inference.hmc.metric import Metric
+from probkit.inference.hmc.path import PathLength
+from probkit.inference.hmc.potential import Potential
+from probkit.inference.hmc.tree import Transition, draw_tree, uniforms_needed
+
+__all__ = ["NUTS"]
+
+
+@storable
+@dataclass(frozen=True)
+class NUTS(HamiltonianSampler):
+    """Hamiltonian Monte Carlo that ends its paths where they turn back.
+
+    Multinomial sampling of the trajectory and the generalised U-turn criterion (Betancourt 2017),
+    after Hoffman and Gelman (2014). All chains double together in one tensor program; chains whose
+    path has ended leave the batch.
+
+    Statistics per draw, under ArviZ's names: lp (log density of the unconstrained vector),
+    acceptance_rate, step_size, n_steps, tree_depth, energy, energy_error, diverging.
+
+    Args:
+        draws: Draws kept for each chain.
+        warmup: Transitions before, which adapt step sizes and mass matrix and are dropped.
+        accept: Mean acceptance to aim at. Chains in lock-step wait for the deepest tree; the high
+            default keeps depths alike. Raise it against divergences.
+        dense: Adapt a full mass matrix, for strongly correlated posteriors.
+        step_size: First step size; None searches for one. With ``warmup=0`` the one to use.
+        inverse_mass: First inverse mass matrix, the posterior's variances [D] in the unconstrained
+            space or, with ``dense``, its covariance [D, D].
+        adapt_mass: Whether the warm-up changes the mass matrix.
+        start: An earlier posterior over the same sites (any sampler's): chains start at its draws,
+            with its variances as inverse mass matrix and its step size. A short warm-up then does.
+        chunk: Transitions between reports.
+        block: Chains in one state. A chain's draws are the same alone and among others for equal
+            ``block``; None puts all chains in one state, and they share one adaptation.
+        max_depth: Doublings at most: a path has up to 2^max_depth - 1 steps.
+
+    Example:
+        >>> import torch
+        >>> from probkit import infer
+        >>> from probkit.kernels import NNGPKernel
+        >>> from probkit.marginal import Marginal
+        >>> from probkit.models import ScaleMixtureNNGP
+        >>> x = torch.linspace(-1, 1, 8, dtype=torch.float64)[:, None]
+        >>> model = Marginal(ScaleMixtureNNGP(NNGPKernel()))
+        >>> post = infer(model, (x, x[:, 0].sin()), NUTS(20, warmup=20), rng=0, chains=2)
+        >>> post.draws["noise_var"].shape
+        torch.Size([2, 20])
+    """
+
+    accept: float = 0.9
+    max_depth: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.max_depth <= 15:
+            raise DataError(f"NUTS: expected max_depth from 1 to 15, got {self.max_depth}")
+
+    @property
+    def _uniforms(self) -> int:
+        return uniforms_needed(self.max_depth)
+
+    def _transition(
+        self,
+        potential: Potential,
+        metric: Metric,
+        state: ChainState,
+        momentum: Tensor,
+        uniforms: Tensor,
+    ) -> tuple[Transition, PathLength | None]:
+        transition = draw_tree(
+            potential, metric, state.point, momentum, state.step, uniforms, self.max_depth
+        )
+        return transition, None
