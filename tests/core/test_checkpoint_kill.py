@@ -48,7 +48,12 @@ def kill_after(processes, name, folder, step):
     return saved_step(folder)
 
 
-@pytest.mark.parametrize("name", RUNS)
+QUICK = ("SVI", "Metropolis")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in RUNS]
+)
 def test_a_killed_run_resumes_to_the_same_bits(name, processes, tmp_path):
     saved = kill_after(processes, name, tmp_path, 2)
     if name == "Metropolis":  # Once more, after resuming.

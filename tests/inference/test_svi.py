@@ -143,7 +143,7 @@ def test_elbo_uses_the_scale_of_the_batch_on_both_densities():
     torch.testing.assert_close(found, log_p - log_q.global_ - 3.0 * log_q.local)
 
 
-@pytest.mark.parametrize("guide", [MeanField(), FullRank()])
+@pytest.mark.parametrize("guide", [MeanField(), pytest.param(FullRank(), marks=pytest.mark.slow)])
 def test_locals_are_fitted_under_minibatches(guide):
     """Mean-field optimum of the plate model: exact means of all units, from batches of two."""
     mean, covariance, _ = GroupModel().exact(Y)
@@ -202,6 +202,7 @@ def loader(factory=batches, **changes):
 STEPS = SVI(steps=20, chunk=3)
 
 
+@pytest.mark.slow
 def test_a_loader_fits_what_batches_fit():
     mean, covariance, _ = GroupModel().exact(Y)
     post = pk.infer(GroupModel(), loader(), SVI(steps=1500, lr=0.05, decay=0.005), rng=0)
