@@ -70,7 +70,9 @@ class Predictive(Protocol):
 def _levels(q: Tensor | float | Sequence[float], like: Tensor) -> Tensor:
     levels = torch.as_tensor(q, dtype=like.dtype, device=like.device)
     if not bool(((levels > 0) & (levels < 1)).all()):
-        raise DataError(f"quantile: expected levels between 0 and 1, got {levels.tolist()}")
+        raise DataError(
+            f"quantile: expected levels strictly between 0 and 1, got {levels.tolist()}"
+        )
     return levels
 
 

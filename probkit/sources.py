@@ -257,7 +257,7 @@ class Population:
         shape = tuple(self.log_weights.shape)
         if len(shape) != 2 or sizes != shape[1:] * shape[0]:
             raise ShapeError(
-                f"Population: expected log_weights [chain={len(sizes)}, particle={sizes}], "
+                f"Population: expected log_weights [chain={len(sizes)}, particle={list(sizes)}], "
                 f"got {tuple(self.log_weights.shape)}"
             )
 
