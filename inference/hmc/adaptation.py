@@ -15,7 +15,7 @@ from probkit.inference.hmc.moments import Moments, pooled
 from probkit.inference.hmc.path import PathLength
 from probkit.inference.hmc.potential import Potential
 from probkit.inference.hmc.step_size import DualAveraging, first_step_size, pooled_step_size
-from probkit.inference.hmc.windows import window_ends
+from probkit.inference.hmc.windows import windows_of
 from probkit.rng import randn
 from probkit.tree import Tree
 
@@ -97,12 +97,14 @@ def adapt(
     """
     averaging = state.averaging.update(acceptance, target)
     state = replace(state, averaging=averaging, step=averaging.log_step.exp())
-    first, ends = window_ends(warmup)
-    if adapt_mass and ends and first < state.draw <= ends[-1]:
+    windows = windows_of(warmup)
+    if adapt_mass and windows.holds(state.draw):
         point = state.point
         state = replace(state, moments=state.moments.add(point.position, point.energy))
-        if state.draw in ends:
-            state = _close_window(state, potential, rngs, is_first=state.draw == ends[0])
+        if state.draw in windows.ends:
+            state = _close_window(state, potential, rngs)
+            if state.path is not None and state.draw == windows.early[-1]:
+                state = replace(state, path=state.path.restart(torch.pi))
     if state.draw == warmup:
         state = replace(state, step=pooled_step_size(state.averaging.log_average))
         if state.path is not None:
@@ -112,11 +114,7 @@ def adapt(
 
 
 def _close_window(
-    state: ChainState,
-    potential: Potential,
-    rngs: Sequence[torch.Generator],
-    *,
-    is_first: bool,
+    state: ChainState, potential: Potential, rngs: Sequence[torch.Generator]
 ) -> ChainState:
     """Take the mass matrix of the window, and search for step sizes anew."""
     variance = _usable(pooled(state.moments), state.inverse_mass)
@@ -129,16 +127,12 @@ def _close_window(
     step = first_step_size(
         potential, Metric(variance), state.point, momentum, state.averaging.log_average.exp()
     )
-    path = state.path
-    if path is not None and is_first:
-        path = path.restart(torch.pi)
     return replace(
         state,
         inverse_mass=variance,
         step=step,
         averaging=DualAveraging.start(step),
         moments=Moments.empty(state.point.position, variance.ndim == 2),
-        path=path,
     )
 
 

@@ -14,8 +14,11 @@ from probkit.inference.hmc.metric import Metric
 from probkit.inference.hmc.path import PathLength
 from probkit.inference.hmc.potential import Potential
 from probkit.inference.hmc.tree import Transition, draw_tree, uniforms_needed
+from probkit.inference.hmc.windows import windows_of
 
 __all__ = ["NUTS"]
+
+_EARLY_DEPTH = 6
 
 
 @storable
@@ -80,7 +83,9 @@ class NUTS(HamiltonianSampler):
         momentum: Tensor,
         uniforms: Tensor,
     ) -> tuple[Transition, PathLength | None]:
+        early = self.adapt_mass and windows_of(self.warmup).is_early(state.draw + 1)
+        depth = min(self.max_depth, _EARLY_DEPTH) if early else self.max_depth
         transition = draw_tree(
-            potential, metric, state.point, momentum, state.step, uniforms, self.max_depth
+            potential, metric, state.point, momentum, state.step, uniforms, depth
         )
         return transition, None

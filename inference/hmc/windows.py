@@ -2,43 +2,70 @@
 
 from __future__ import annotations
 
-__all__ = ["window_ends"]
+from typing import NamedTuple
 
-_FIRST, _LAST, _BASE = 75, 50, 25
+__all__ = ["Windows", "windows_of"]
+
+_EARLY = (5, 15, 30, 50, 75)
+_LAST, _BASE = 50, 25
 
 
-def window_ends(warmup: int) -> tuple[int, tuple[int, ...]]:
-    """Lay out the warm-up as Stan does.
+class Windows(NamedTuple):
+    """Transitions, counted from one, at which the mass matrix is estimated from a window.
 
-    A first stretch finds the bulk of the posterior; windows that double in length then estimate
-    the mass matrix, each afresh; a last stretch settles the step size.
+    Attributes:
+        begin: The first window begins after this many transitions.
+        early: Ends of short windows that find the order of the scales. Paths are kept short here.
+        regular: Ends of windows that double in length; each estimate replaces the one before.
+    """
+
+    begin: int
+    early: tuple[int, ...]
+    regular: tuple[int, ...]
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """All ends."""
+        return self.early + self.regular
+
+    def holds(self, draw: int) -> bool:
+        """Tell whether transition ``draw`` (from one) belongs to a window."""
+        return bool(self.ends) and self.begin < draw <= self.ends[-1]
+
+    def is_early(self, draw: int) -> bool:
+        """Tell whether transition ``draw`` comes before the scales are known."""
+        return bool(self.early) and draw <= self.early[-1]
+
+
+def windows_of(warmup: int) -> Windows:
+    """Lay out the warm-up.
+
+    As Stan does, windows that double in length estimate the mass matrix, each afresh, and a last
+    stretch without one settles the step size. In place of Stan's first stretch with the unit matrix
+    a few short windows approach the scales, because with unit masses and scales that differ by
+    orders of magnitude every path would be as long as paths can be.
 
     Args:
-        warmup: Number of transitions.
-
-    Returns:
-        (start of the first window, ends of the windows). Under 20 transitions there is no window:
-        only the step size is adapted.
+        warmup: Number of transitions; under 20 there is no window, only step sizes are adapted.
 
     Example:
-        >>> window_ends(1000)
-        (75, (100, 150, 250, 450, 950))
-        >>> window_ends(100)
-        (15, (90,))
+        >>> windows_of(1000)
+        Windows(begin=5, early=(15, 30, 50, 75), regular=(100, 150, 250, 450, 950))
+        >>> windows_of(100)
+        Windows(begin=2, early=(7, 15), regular=(90,))
     """
     if warmup < 20:
-        return warmup, ()
-    first, last, size = _FIRST, _LAST, _BASE
-    if first + size + last > warmup:
-        first, last = int(0.15 * warmup), int(0.1 * warmup)
-        return first, (warmup - last,)
+        return Windows(warmup, (), ())
+    if _EARLY[-1] + _BASE + _LAST > warmup:
+        first, last = int(0.15 * warmup), warmup - int(0.1 * warmup)
+        return Windows(first // 6, (first // 2, first), (last,))
     ends = []
-    end = first
-    while end < warmup - last:
+    end, size, last = _EARLY[-1], _BASE, warmup - _LAST
+    while end < last:
         end += size
         size *= 2
         # A window that would leave no room for the next takes all that is left.
-        if end + size > warmup - last:
-            end = warmup - last
+        if end + size > last:
+            end = last
         ends.append(end)
-    return first, tuple(ends)
+    return Windows(_EARLY[0], _EARLY[1:], tuple(ends))
