@@ -23,6 +23,9 @@ __all__ = ["Direct"]
 class Direct(Sampler):
     """Condition a model in closed form.
 
+    With ``infer(guide=)`` the guide is an amortised network: its parameters are trained already, and
+    the posterior is what it proposes for the data.
+
     Args:
         hyper: How hyper-parameters are found. None keeps the values that the model holds; a
             mapping fixes them; a sampler (``MAP()``, ``NUTS()``, ...) infers them on
@@ -47,6 +50,7 @@ class Direct(Sampler):
 
     hyper: Any = None
     accepts_guide = True
+    needs_with_guide = ("sites",)
 
     def __post_init__(self) -> None:
         if not (self.hyper is None or isinstance(self.hyper, dict) or self._nested is not None):

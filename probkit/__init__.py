@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         ShapeError,
     )
     from probkit.guide import Guide, LogQ
+    from probkit.loader import Loader
     from probkit.marginal import Marginal
     from probkit.model import Batch, Model, Site
     from probkit.posterior import Evidence, Posterior, load
@@ -53,6 +54,7 @@ _HOME = {
     "FromPyro": "pyro_adapter",
     "Guide": "guide",
     "Info": "sampler",
+    "Loader": "loader",
     "LogQ": "guide",
     "Marginal": "marginal",
     "MissingExtraError": "errors",
@@ -89,6 +91,7 @@ __all__ = [
     "FromPyro",
     "Guide",
     "Info",
+    "Loader",
     "LogQ",
     "Marginal",
     "MissingExtraError",

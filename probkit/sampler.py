@@ -64,6 +64,9 @@ class Sampler(Protocol):
             and drops the padding, so that a chain's draws do not depend on how many others there
             are. None: one state carries all chains.
         accepts_guide: Whether ``infer(guide=)`` has a meaning for it.
+        needs_with_guide: The model methods it calls when a guide is given, where they differ
+            (optional).
+        accepts_loader: Whether the data may be a :class:`~probkit.loader.Loader` (optional).
     """
 
     @property
@@ -154,11 +157,14 @@ def check_fit(model: Any, sampler: Sampler, guide: Guide | None) -> None:
             f"expected a sampler (an object with init, step and finish), got {sampler!r}; "
             "for example probkit.inference.SVI()"
         )
-    missing = lacks(model, sampler.needs)
+    needs = sampler.needs
+    if guide is not None:
+        needs = getattr(sampler, "needs_with_guide", needs)
+    missing = lacks(model, needs)
     if missing:
         fitting = ", ".join(fitting_samplers(model)) or "none in probkit.inference"
         raise CapabilityError(
-            f"{name} needs {', '.join(sampler.needs)}; {type(model).__name__} lacks "
+            f"{name} needs {', '.join(needs)}; {type(model).__name__} lacks "
             f"{', '.join(missing)}. Samplers that fit: {fitting}"
         )
     if guide is not None and not getattr(sampler, "accepts_guide", False):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from support.models import ConjugateNormal, normal_data
+from torch.distributions import constraints
 
 import probkit as pk
 from probkit.errors import CapabilityError, ConvergenceWarning, DataError
-from probkit.inference import MAP, SVI, Direct
+from probkit.inference import MAP, SVI, Direct, Fixed, MeanField
 from probkit.kernels import NNGPKernel
 from probkit.marginal import Marginal
+from probkit.model import Model, Site
 from probkit.models import ScaleMixtureNNGP
 
 
@@ -93,3 +97,18 @@ def test_a_fit_is_no_draw():
 def test_options_are_checked(wrong):
     with pytest.raises(DataError, match=r"^Direct: expected hyper=None, a mapping"):
         Direct(hyper=wrong)
+
+
+def test_an_amortised_guide_needs_no_closed_form():
+    """A trained guide answers for a model that cannot be conditioned."""
+
+    class Unit(Model):
+        def sites(self, data):
+            return {"mean": Site((), constraints.real)}
+
+    zero = torch.zeros((), dtype=torch.float64)
+    trained = Fixed(MeanField(), {"mean": {"loc": zero + 3.0, "log_scale": zero - 2.0}})
+    post = pk.infer(Unit(), torch.zeros(4, dtype=torch.float64), Direct(), guide=trained, rng=0)
+    draws = post.sample(4000, rng=1)["mean"]
+    sd = math.exp(-2.0)
+    assert abs(float(draws.mean()) - 3.0) < 4 * sd / 4000**0.5
