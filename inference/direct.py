@@ -23,8 +23,8 @@ __all__ = ["Direct"]
 class Direct(Sampler):
     """Condition a model in closed form.
 
-    With ``infer(guide=)`` the guide is an amortised network: its parameters are trained already, and
-    the posterior is what it proposes for the data.
+    With ``infer(guide=)`` the guide is an amortised network: its parameters are trained already,
+    and the posterior is what it proposes for the data.
 
     Args:
         hyper: How hyper-parameters are found. None keeps the values that the model holds; a
