@@ -21,9 +21,19 @@ from torch import Tensor
 
 from probkit.inference.message_passing.chain import Chain
 
-__all__ = ["ScaledFilter", "ScaledSmoother", "scaled_filter", "scaled_smoother"]
+__all__ = [
+    "RESCALE_EVERY",
+    "Grid",
+    "ScaledFilter",
+    "ScaledSmoother",
+    "finish",
+    "recursions",
+    "reverse",
+    "scaled_filter",
+    "scaled_smoother",
+]
 
-_RESCALE_EVERY = 8  # measured: 1 costs 40 % more, beyond 8 nothing is gained
+RESCALE_EVERY = 8  # measured: 1 costs 40 % more, beyond 8 nothing is gained
 
 
 class ScaledFilter(NamedTuple):
@@ -65,8 +75,8 @@ class ScaledSmoother(NamedTuple):
 @torch.no_grad()
 def scaled_filter(chain: Chain) -> ScaledFilter:
     """Run the forward recursion of all sequences; no gradients."""
-    grid = _Grid(chain)
-    messages, products, increment = _loop(*grid.inputs(), grid.lengths, both=False)
+    grid = Grid(chain)
+    messages, products, increment = recursions(*grid.inputs(), grid.lengths, both=False)
     total = messages.sum(-2, keepdim=True)
     lowest, peak = messages.amin(-2, keepdim=True), messages.amax(-2, keepdim=True)
     fine = lowest > _floor(messages) * peak
@@ -86,14 +96,36 @@ def scaled_filter(chain: Chain) -> ScaledFilter:
 @torch.no_grad()
 def scaled_smoother(chain: Chain) -> ScaledSmoother:
     """Run both recursions of all sequences; no gradients."""
-    grid = _Grid(chain)
-    messages, products, increment = _loop(*grid.inputs(), grid.lengths, both=True)
+    grid = Grid(chain)
+    messages, products, increment = recursions(*grid.inputs(), grid.lengths, both=True)
     G = messages.shape[1] // 2
-    forward, weighted = messages[:, :G], _reverse(messages[:, G:], grid.lengths)
-    backward = _reverse(products[:, G:], grid.lengths)
+    forward, weighted = messages[:, :G], reverse(messages[:, G:], grid.lengths)
+    backward = reverse(products[:, G:], grid.lengths)
+    return finish(grid, forward, backward, weighted, increment)
+
+
+def finish(
+    grid: Grid,
+    forward: Tensor,
+    backward: Tensor,
+    weighted: Tensor,
+    increment: Tensor,
+    norm: Tensor | None = None,
+) -> ScaledSmoother:
+    """Marginals and their certificate from the messages.
+
+    Args:
+        grid: The layout.
+        forward: Proportional to a_t [T, G, K, M].
+        backward: Proportional to beta_t [T, G, K, M].
+        weighted: Proportional to r_t [T, G, K, M].
+        increment: From the loop [T, G, 1, M].
+        norm: a_t' A r_(t+1) [T - 1, G, 1, M] in the units of ``forward`` and ``weighted``; None
+            where ``backward`` at t is A r_(t+1) in these very units, so that it is the overlap.
+    """
     smoothed = forward * backward
     overlap = smoothed.sum(-2, keepdim=True)
-    floor = _floor(messages)
+    floor = _floor(forward)
     largest = backward.amax(-2, keepdim=True).clamp_min(1.0)
     largest = largest * forward.amax(-2, keepdim=True).clamp_min(1.0)
     fine = (overlap > floor * largest) & (largest * floor < 1)
@@ -101,7 +133,7 @@ def scaled_smoother(chain: Chain) -> ScaledSmoother:
     if grid.valid is not None:
         fine = fine | ~grid.valid
         scale = torch.where(grid.valid, scale, 0.0)
-    leaving = forward[:-1] * scale[:-1]
+    leaving = forward[:-1] * scale[:-1] if norm is None else forward[:-1] / norm
     if grid.valid is not None:  # the last step leads nowhere
         leaving *= grid.valid[1:]
     return ScaledSmoother(
@@ -109,7 +141,7 @@ def scaled_smoother(chain: Chain) -> ScaledSmoother:
         grid.back(leaving),
         grid.back(weighted[1:]),
         grid.back(grid.increment(increment)),
-        fine.all(0).reshape(chain.batch),
+        fine.all(0).reshape(grid.chain.batch),
     )
 
 
@@ -119,7 +151,7 @@ def _floor(messages: Tensor) -> float:
     return 1e4 * info.tiny / info.eps
 
 
-class _Grid:
+class Grid:
     """The layout of the recursions: [T, G, K, M] with groups [G] of members [M].
 
     Sequences with the same transition matrix form a group, so that one product of [K, K] by [K, M]
@@ -180,7 +212,7 @@ def _group_transition(chain: Chain, groups: torch.Size) -> Tensor:
     return own.transpose(0, 1).contiguous() if chain.varying else own.contiguous()
 
 
-def _reverse(x: Tensor, lengths: Tensor | None) -> Tensor:
+def reverse(x: Tensor, lengths: Tensor | None) -> Tensor:
     """Reverse each sequence of [T, G, K, M] within its length; the padding stays behind it."""
     if lengths is None:
         return x.flip(0)
@@ -189,10 +221,24 @@ def _reverse(x: Tensor, lengths: Tensor | None) -> Tensor:
     return x.gather(0, index.unsqueeze(-2).expand(x.shape))
 
 
-def _loop(
-    initial: Tensor, transition: Tensor, emission: Tensor, lengths: Tensor | None, *, both: bool
+def recursions(
+    initial: Tensor,
+    transition: Tensor,
+    emission: Tensor,
+    lengths: Tensor | None,
+    *,
+    both: bool,
+    final: Tensor | float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run the forward recursion or, as one with twice the groups, both.
+
+    Args:
+        initial: Law of the first state [G, K, M].
+        transition: [G, K, K] or [T - 1, G, K, K].
+        emission: Emission probabilities up to a factor for each step [T, G, K, M].
+        lengths: [G, M] or None.
+        both: Whether to run the backward recursion as well.
+        final: Backward message at the end of each sequence [G, K, M].
 
     Returns:
         Messages [T, G or 2 G, K, M] proportional to a_t, then to r_(T-1-t); the products A' a_(t-1)
@@ -201,9 +247,9 @@ def _loop(
     """
     steps, G, states, M = emission.shape
     matrices = _matrices(transition, lengths, steps, both)
-    weights = torch.cat((emission, _reverse(emission, lengths)), 1) if both else emission
+    weights = torch.cat((emission, reverse(emission, lengths)), 1) if both else emission
     messages, products = torch.empty_like(weights), torch.empty_like(weights)
-    products[0] = 1.0
+    products[0, G:] = final
     products[0, :G] = initial
     torch.mul(products[0], weights[0], out=messages[0])
     scales = []
@@ -213,13 +259,13 @@ def _loop(
         if t > 0:
             torch.bmm(matrices[t - 1], rows[t - 1], out=results[t])
             torch.mul(results[t], factors[t], out=row)
-        if t % _RESCALE_EVERY == 0:
+        if t % RESCALE_EVERY == 0:
             scale = row.amax(-2, keepdim=True)
             row.div_(scale)
             scales.append(scale)
     after = messages[:, :G].sum(-2, keepdim=True)  # after rescaling
     before = after.clone()
-    before[::_RESCALE_EVERY] *= torch.stack(scales)[:, :G]
+    before[::RESCALE_EVERY] *= torch.stack(scales)[:, :G]
     before[1:] /= after[:-1]
     return messages, products, before.log_()
 

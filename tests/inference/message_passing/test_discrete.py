@@ -17,6 +17,7 @@ from probkit.inference.message_passing import (
     check_chain,
     check_evidence,
     discrete,
+    discrete_blocks,
     discrete_log,
     discrete_scaled,
     hmm_filter,
@@ -317,14 +318,14 @@ def test_brute_force_catches_a_missing_backward_message(
 ) -> None:
     inputs = random_inputs(generator)
     check_smoother(inputs, "loop")
-    whole = discrete_scaled._loop
+    whole = discrete_scaled.recursions
 
     def without_backward(*arguments: Any, both: bool) -> tuple[Tensor, Tensor, Tensor]:
         messages, products, increment = whole(*arguments, both=both)
         products[:, products.shape[1] // 2 :] = 1.0
         return messages, products, increment
 
-    monkeypatch.setattr(discrete_scaled, "_loop", without_backward)
+    monkeypatch.setattr(discrete_scaled, "recursions", without_backward)
     assert caught(lambda: check_smoother(inputs, "loop"))
 
 
@@ -472,6 +473,75 @@ def test_loop_equals_scan(steps: int, zeros: bool, generator: torch.Generator) -
     loop_filter, scan_filter = (hmm_filter(*inputs, method=m) for m in ("loop", "scan"))
     for a, b in zip(loop_filter, scan_filter, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("kind", ["shared", "grouped", "own"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 16, 17, 30, 1000])
+def test_blocks_equal_the_loop(
+    steps: int, kind: str, zeros: bool, generator: torch.Generator
+) -> None:
+    inputs = random_inputs(generator, (2, 3), steps, 4, own=kind == "own", zeros=zeros)
+    if kind == "grouped":
+        own = random_inputs(generator, (2, 1), steps, 4, own=True, zeros=zeros)
+        inputs = inputs._replace(log_transition=own.log_transition)
+    loop = hmm_smoother(*inputs, pairs=True, method="loop")
+    chain = chain_module.canonical(*inputs, None)
+    scaled = discrete_blocks.blocked_smoother(chain)
+    assert scaled.reliable.all()
+    for pairs in (False, True):
+        result = discrete._smooth_scaled(chain, scaled, pairs)
+        for a, b in zip(loop, result, strict=True):
+            if b is not None:
+                assert a is not None
+                torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_blocks_are_repaired_where_they_underflow(generator: torch.Generator) -> None:
+    inputs = random_inputs(generator, (2,), 2000, 3, zeros=True)
+    inputs.log_emission[1, :-1, 0] = -40.0
+    inputs.log_emission[1, :-1, 1:] = 0.0
+    inputs.log_emission[1, -1, 1:] = -math.inf
+    chain = chain_module.canonical(*inputs, None)
+    assert discrete_blocks.blocked_smoother(chain).reliable.tolist() == [True, False]
+    result = hmm_smoother(*inputs)
+    exact = discrete._smooth_log(chain, discrete_log.loop_messages(chain), False)
+    assert_equal(result.log_evidence, exact.log_evidence)
+    assert_equal(result.smoothed, exact.smoothed)
+    assert_equal(result.pair_sum, exact.pair_sum, 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("batch", "steps", "lengths", "tracked", "route"),
+    [
+        ((), 100, False, False, "loop"),
+        ((), 600, False, False, "blocks"),
+        ((), 1100, True, False, "scan"),
+        ((40,), 600, False, False, "loop"),
+        ((), 20, False, True, "log loop"),
+        ((), 40, False, True, "scan"),
+        ((40,), 40, False, True, "log loop"),
+    ],
+)
+def test_choice_by_shape(
+    batch: tuple[int, ...],
+    steps: int,
+    lengths: bool,
+    tracked: bool,
+    route: str,
+    generator: torch.Generator,
+) -> None:
+    inputs = random_inputs(generator, batch, steps)
+    ends = torch.tensor(steps - 3) if lengths else None
+    shown = Inputs(*(x.clone().requires_grad_(tracked) for x in inputs))
+    chain = chain_module.canonical(*shown, ends)
+    assert discrete._route(chain, "auto", smooth=True) == route
+    chosen = hmm_smoother(*shown, lengths=ends)
+    loop = hmm_smoother(*inputs, lengths=ends, method="loop")
+    for a, b in zip(chosen[:4], loop[:4], strict=True):
+        torch.testing.assert_close(a.detach(), b, rtol=1e-9, atol=1e-9)
+    filtered = hmm_filter(*shown, lengths=ends).filtered.detach()
+    assert_equal(filtered, hmm_filter(*inputs, lengths=ends, method="loop").filtered, 1e-9)
 
 
 def test_one_step(generator: torch.Generator) -> None:

@@ -407,6 +407,23 @@ def test_batch_equals_loop_over_it(kind: str, method: str, generator: torch.Gene
             close(a[i, j], b, 1e-11)
 
 
+@pytest.mark.parametrize(
+    ("batch", "steps", "scan"),
+    [((), 20, False), ((), 40, True), ((100,), 40, False)],
+)
+def test_choice_by_shape(
+    batch: tuple[int, ...], steps: int, scan: bool, generator: torch.Generator
+) -> None:
+    model = random_model(generator, batch, steps)
+    sites = random_sites(generator, batch, steps)
+    chain = gaussian.canonical_gaussian(*model, sites, None)
+    assert kalman._use_scan(chain, "auto") == scan
+    for a, b in zip(
+        kalman_smoother(*model, sites), kalman_smoother(*model, sites, method="loop"), strict=True
+    ):
+        close(a, b)
+
+
 def test_constant_matrices_broadcast(generator: torch.Generator) -> None:
     model, sites = random_model(generator, (4,)), random_sites(generator, (4,))
     constant = Model(

@@ -1,0 +1,1 @@
+"""Benchmarks of message passing in chains."""
