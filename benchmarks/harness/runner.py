@@ -33,7 +33,7 @@ from benchmarks.harness.spec import (
     Workload,
 )
 
-__all__ = ["QUICK_REPEATS", "run_benchmark", "run_quality", "run_entry"]
+__all__ = ["QUICK_REPEATS", "rotated", "run_benchmark", "run_entry", "run_quality"]
 
 QUICK_REPEATS = 3
 _MAX_LOOPS = 200
@@ -203,11 +203,22 @@ def _run_processes(
                 run.sides[contender.name] = side
             versions[contender.name] = {"python": reply["python"], **reply["versions"]}
         _drop_pointless(run, comparisons)
-        for _ in range(repeats):
-            for side_name in list(run.sides):
+        for number in range(repeats):
+            for side_name in rotated(list(run.sides), number):
                 _or_drop(run, side_name, _measure)
         for side_name in list(run.sides):
             _or_drop(run, side_name, _read_memory)
+
+
+def rotated(names: list[str], number: int) -> list[str]:
+    """Return the names in the order of round `number`, each side first equally often.
+
+    Example:
+        >>> rotated(["a", "b", "c"], 1)
+        ['b', 'c', 'a']
+    """
+    first = number % len(names) if names else 0
+    return names[first:] + names[:first]
 
 
 def _start(

@@ -121,7 +121,7 @@ class Benchmark:
         workloads: Sizes, small to large; every contender receives them as plain JSON.
         contenders: All sides, ours and peers.
         comparisons: The pairs whose ratio is reported.
-        repeats: Rounds; in each round every contender is measured once, in turn.
+        repeats: Rounds; in each every contender is measured once, in turn (A B C, B C A, ...).
         processes: Times the rounds are repeated with freshly started processes.
         threads: Threads a contender may use.
         min_seconds: A measurement repeats short work until it lasts at least this long.
