@@ -395,6 +395,7 @@ class ScaleMixtureNNGP(Model):
 
         Raises:
             CapabilityError: The posterior is not a closed form.
+            ShapeError: The new rows have other features or outputs.
         """
         source = posterior.source
         if not isinstance(source, Closed):
@@ -402,6 +403,12 @@ class ScaleMixtureNNGP(Model):
                 "update needs a posterior from Direct; run infer on old and new data together"
             )
         (x0, y0), (x1, y1) = posterior.context.data, self.prepare(data)
+        if x0.shape[1:] != x1.shape[1:] or y0.shape[1:] != y1.shape[1:]:
+            raise ShapeError(
+                f"update: expected rows of X {tuple(x0.shape[1:])} [feature] and y "
+                f"{tuple(y0.shape[1:])} [output] as before, got {tuple(x1.shape[1:])} and "
+                f"{tuple(y1.shape[1:])}"
+            )
         both = self.prepare((torch.cat([x0, x1]), torch.cat([y0, y1])))
         hyper = source.state["hyper"]
         new = self.condition(both, hyper or None)
@@ -455,7 +462,7 @@ class ScaleMixtureNNGP(Model):
         parts = self._mixture(
             fitted,
             scaling.x(x_train),
-            scaling.x(x).reshape(1, -1, *x.shape[-2:]),
+            scaling.x(x).reshape(1, math.prod(x.shape[:-2]), *x.shape[-2:]),
             joint=joint,
             observation=site is None,
             squeeze=y_train.ndim == 1,

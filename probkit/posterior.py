@@ -64,7 +64,7 @@ class Context:
     dims: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Posterior:
     """The result of :func:`probkit.infer`.
 
@@ -86,6 +86,18 @@ class Posterior:
     log_evidence: Evidence | None = None
     sample_stats: Mapping[str, Tensor] = field(default_factory=dict)
     attrs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Say in one line what it is; the numbers are in ``summary()``."""
+        shapes = {name: tuple(value.shape) for name, value in self.draws.items()}
+        parts = [f"model={type(self.model).__name__}", f"chains={self.chains}"]
+        if shapes:
+            parts.append(f"draws={shapes}")
+        if self.marginals:
+            parts.append(f"marginals=({', '.join(self.marginals)})")
+        if self.is_point_estimate:
+            parts.append("point_estimate=True")
+        return f"Posterior({type(self.source).__name__}, {', '.join(parts)})"
 
     @property
     def draws(self) -> Values:
@@ -158,6 +170,11 @@ class Posterior:
         """
         from probkit.data import convert
 
+        if not callable(getattr(self.model, "predict", None)):
+            raise CapabilityError(
+                f"{type(self.model).__name__} lacks predict; subclass probkit.Model, whose predict "
+                "simulates from the draws, or use post.sample(n, rng=0)"
+            )
         inputs = convert(x).data
         prediction: Predictive = self.model.predict(
             self, inputs, site=site, joint=joint, groups=groups, rng=rng

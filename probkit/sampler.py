@@ -152,6 +152,10 @@ def check_fit(model: Any, sampler: Sampler, guide: Guide | None) -> None:
             samplers that would fit), or a guide was given to a sampler that has no use for it.
     """
     name = type(sampler).__name__
+    if isinstance(sampler, type):
+        raise CapabilityError(
+            f"expected a sampler, got the class {sampler.__name__}; make one: {sampler.__name__}()"
+        )
     if not all(callable(getattr(sampler, part, None)) for part in ("init", "step", "finish")):
         raise CapabilityError(
             f"expected a sampler (an object with init, step and finish), got {sampler!r}; "

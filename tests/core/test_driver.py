@@ -360,3 +360,26 @@ def test_a_real_sigint_from_outside(tmp_path):
     run.send_signal(signal.SIGINT)
     rest, _ = run.communicate(timeout=60)
     assert rest == "False interrupt True\n" and run.returncode == 0
+
+
+def test_a_class_is_no_sampler():
+    with pytest.raises(CapabilityError, match=r"got the class MAP; make one: MAP\(\)"):
+        pk.infer(ConjugateNormal(), normal_data(), MAP, rng=0)
+
+
+def test_a_posterior_shows_itself_in_one_line():
+    post = pk.infer(ConjugateNormal(), normal_data(), rng=0)
+    assert repr(post) == "Posterior(Closed, model=ConjugateNormal, chains=1, marginals=(mu))"
+
+
+def test_a_model_without_predict_says_so():
+    class Plain:
+        def sites(self, data):
+            return ConjugateNormal().sites(data)
+
+        def log_joint(self, values, data, *, scale=1.0):
+            return ConjugateNormal().log_joint(values, data, scale=scale)
+
+    post = pk.infer(Plain(), normal_data(), MAP(restarts=1), rng=0)
+    with pytest.raises(CapabilityError, match="Plain lacks predict; subclass probkit.Model"):
+        post.predict(normal_data())

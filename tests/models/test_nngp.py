@@ -502,3 +502,18 @@ def test_joint_predictions_at_noiseless_training_points_stay_within_rounding():
         law = post.predict(x.repeat(3, 1), site="f", joint=True)
     torch.testing.assert_close(law.mean, y.repeat(3), rtol=0, atol=1e-3)
     assert bool((law.variance < 1e-5 * post.analytic["scale_var"].mean).all())
+
+
+@pytest.mark.parametrize("law", [InverseGamma(2.0, 1.5), BurrXII(2.0, 1.0)])
+def test_no_rows_are_a_prediction_of_no_rows(law):
+    post = pk.infer(ScaleMixtureNNGP(_kernel(), law, 0.1), (X, Y), rng=0)
+    assert post.predict(X[:0]).mean.shape == (0,)
+    assert post.predict(X[:0]).quantile([0.1, 0.9]).shape == (2, 0)
+
+
+def test_an_update_with_other_columns_names_them():
+    post = pk.infer(ScaleMixtureNNGP(_kernel()), (X, Y), rng=0)
+    with pytest.raises(pk.ShapeError, match=r"update: expected rows of X \(3,\).* got \(2,\)"):
+        post.update((X[:, :2], Y), rng=0)
+    with pytest.raises(pk.ShapeError, match=r"and y \(\) \[output\].* and \(1,\)"):
+        post.update((X, Y[:, None]), rng=0)
