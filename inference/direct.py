@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from probkit.errors import CapabilityError, DataError
+import torch
+
+from probkit.data import as_tensor, device_of
+from probkit.errors import CapabilityError, DataError, ShapeError
 from probkit.files import storable
 from probkit.guide import Guide
 from probkit.marginal import Marginal
 from probkit.model import Batch, Values
 from probkit.posterior import Posterior, make_posterior
 from probkit.sampler import Problem, Sampler, Step, check_fit
-from probkit.sources import Closed, Draws
+from probkit.sources import Closed, Draws, Fitted
 from probkit.tree import Tree
 
 __all__ = ["Direct"]
+
+_DRAWS_OF_A_FIT = 100  # each costs one factorisation
 
 
 @storable
@@ -29,10 +35,13 @@ class Direct(Sampler):
     Args:
         hyper: How hyper-parameters are found. None keeps the values that the model holds; a
             mapping fixes them; a sampler (``MAP()``, ``NUTS()``, ...) infers them on
-            ``Marginal(model)``, its draws giving a mixture of closed forms.
+            ``Marginal(model)``, its draws giving a mixture of closed forms. Of a variational fit
+            100 draws are taken for each chain.
 
     Raises:
         CapabilityError: ``hyper`` is a sampler and the model has no closed-form evidence.
+        DataError: A value of ``hyper`` lies outside its support.
+        ShapeError: A value of ``hyper`` has another shape than its site.
 
     Example:
         >>> from probkit import infer
@@ -82,6 +91,7 @@ class Direct(Sampler):
     def init(self, problem: Problem, *, rngs: Any) -> Tree:
         """Start the hyper-parameter sampler."""
         if self._nested is None:
+            _fixed(problem, self.hyper)
             return {"chains": len(rngs)}
         inner = _marginal_problem(problem)
         check_fit(inner.model, self._nested, None)
@@ -100,10 +110,11 @@ class Direct(Sampler):
     def finish(self, problem: Problem, state: Tree, kept: Tree, *, rngs: Any) -> Posterior:
         """Condition, or return the posterior of the hyper-parameters of this block of chains."""
         if self._nested is not None:
-            return self._nested.finish(_marginal_problem(problem), state, kept, rngs=rngs)
+            found = self._nested.finish(_marginal_problem(problem), state, kept, rngs=rngs)
+            return _as_draws(found, rngs)
         if problem.guide is not None:
             return _amortised(problem, problem.guide, rngs)
-        posterior = problem.model.condition(problem.data, self.hyper)
+        posterior = problem.model.condition(problem.data, _fixed(problem, self.hyper))
         return _with_chains(problem, posterior, state["chains"])
 
     def conclude(self, problem: Problem, posterior: Posterior) -> Posterior:
@@ -125,6 +136,46 @@ def _marginal_problem(problem: Problem) -> Problem:
     return replace(problem, model=Marginal(problem.model), guide=None)
 
 
+def _fixed(problem: Problem, hyper: Mapping[str, Any] | None) -> Values | None:
+    """Turn given hyper-parameters, numbers and arrays included, into one checked value each."""
+    if hyper is None:
+        return None
+    list_sites = getattr(problem.model, "hyper_sites", None)
+    sites = list_sites(problem.data) if callable(list_sites) else {}
+    values = {}
+    for name, given in hyper.items():
+        value = as_tensor(given, name=f"hyper[{name!r}]")
+        site = sites.get(name)
+        if site is not None and tuple(value.shape) != site.shape:
+            raise ShapeError(
+                f"Direct: hyper[{name!r}]: expected shape {site.shape}, got {tuple(value.shape)}"
+            )
+        if site is not None and not bool(site.support.check(value).all()):
+            raise DataError(
+                f"Direct: hyper[{name!r}]: expected a value in {site.support}, got {value.tolist()}"
+            )
+        values[name] = value.to(device_of(problem.data))
+    return values
+
+
+def _as_draws(posterior: Posterior, rngs: Any) -> Posterior:
+    """Take draws, chain by chain, from a posterior that is a fitted guide."""
+    source = posterior.source
+    if not isinstance(source, Fitted):
+        return posterior
+    chains = [
+        Fitted(source.guide, [params]).sample(
+            _DRAWS_OF_A_FIT, model=posterior.model, data=posterior.context.data, rng=rng
+        )
+        for params, rng in zip(source.params, rngs, strict=True)
+    ]
+    return replace(
+        posterior,
+        source=Draws({k: torch.stack([c[k] for c in chains]) for k in chains[0]}),
+        marginals={},
+    )
+
+
 def _with_chains(problem: Problem, posterior: Posterior, chains: int) -> Posterior:
     """Repeat the one closed form for every chain that was asked for."""
     source, evidence = posterior.source, posterior.log_evidence
@@ -138,8 +189,6 @@ def _with_chains(problem: Problem, posterior: Posterior, chains: int) -> Posteri
 
 def _amortised(problem: Problem, guide: Guide, rngs: Any) -> Posterior:
     """The posterior of an amortised guide: its parameters are trained, nothing is fitted."""
-    from probkit.sources import Fitted
-
     params = guide.init(problem.model, problem.data, rng=rngs[0])
     source = Fitted(guide, [params for _ in rngs])
     marginals = source.marginals(problem.model, Batch(problem.data))

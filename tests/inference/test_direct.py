@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from support.models import ConjugateNormal, normal_data
 from torch.distributions import constraints
 
 import probkit as pk
-from probkit.errors import CapabilityError, ConvergenceWarning, DataError
+from probkit.errors import CapabilityError, ConvergenceWarning, DataError, ShapeError
 from probkit.inference import MAP, SVI, Direct, Fixed, MeanField
 from probkit.kernels import NNGPKernel
 from probkit.marginal import Marginal
@@ -87,10 +88,39 @@ def test_a_model_without_evidence_has_no_hyper_parameters_to_infer():
         Marginal(ConjugateNormal())
 
 
-def test_a_fit_is_no_draw():
+def test_draws_are_taken_of_a_variational_fit():
     model, data = problem()
-    with pytest.raises(CapabilityError, match="needs a sampler that returns draws"):
-        pk.infer(model, data, Direct(hyper=SVI(steps=2, evidence_draws=2)), rng=0)
+    fit = SVI(steps=5, evidence_draws=2)
+    post = pk.infer(model, data, Direct(hyper=fit), rng=0, chains=2)
+    assert post.draws["noise_var"].shape == (2, 100)
+    assert not torch.equal(*post.draws["noise_var"])
+    assert len(post.predict(data[0][:2]).log_weights) == 200
+    alone = pk.infer(model, data, Direct(hyper=fit), rng=0)
+    assert torch.equal(alone.draws["noise_var"][0], post.draws["noise_var"][0])
+    nested = pk.infer(Marginal(model), data, fit, rng=0)
+    law = nested.marginals["noise_var"]
+    # 100 draws: the largest gap to the distribution function exceeds 0.195 once in 1000 runs.
+    order = post.draws["noise_var"][0].sort().values
+    steps = torch.arange(1, 101, dtype=torch.float64) / 100
+    assert float((law.cdf(order) - steps + 0.005).abs().max()) < 0.195
+
+
+def test_given_hyper_parameters_may_be_numbers_and_arrays():
+    model, data = problem()
+    means = [
+        pk.infer(model, data, Direct(hyper={"noise_var": value}), rng=0).predict(data[0]).mean
+        for value in (0.25, np.array(0.25), torch.tensor(0.25, dtype=torch.float64))
+    ]
+    assert torch.equal(means[0], means[1]) and torch.equal(means[0], means[2])
+    assert not torch.equal(means[0], pk.infer(model, data, rng=0).predict(data[0]).mean)
+
+
+def test_given_hyper_parameters_are_checked():
+    model, data = problem()
+    with pytest.raises(DataError, match=r"hyper\['noise_var'\]: expected a value in .*got -1.0"):
+        pk.infer(model, data, Direct(hyper={"noise_var": -1.0}), rng=0)
+    with pytest.raises(ShapeError, match=r"hyper\['noise_var'\]: expected shape \(\), got \(2,\)"):
+        pk.infer(model, data, Direct(hyper={"noise_var": [0.1, 0.2]}), rng=0)
 
 
 @pytest.mark.parametrize("wrong", [3, "map", [1.0]])
