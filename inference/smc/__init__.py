@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from probkit.inference.smc.backward import backward_draws
 from probkit.inference.smc.cloud import (
     Cloud,
     ExtinctionError,
@@ -11,7 +12,11 @@ from probkit.inference.smc.cloud import (
     reweight,
     spawn,
 )
+from probkit.inference.smc.diagnostics import EvidenceEstimate, degeneracy, evidence
 from probkit.inference.smc.filters import ParticleFilter, filter_step, log_evidence_estimate
+from probkit.inference.smc.gibbs import ParticleGibbs, conditional_sweep
+from probkit.inference.smc.paris import PPG, PaRIS, parisian_sweep, smooth
+from probkit.inference.smc.pmmh import ParticleMarginalMH
 from probkit.inference.smc.proposal import Proposal
 from probkit.inference.smc.resampling import (
     RESAMPLERS,
@@ -20,23 +25,38 @@ from probkit.inference.smc.resampling import (
     stratified,
     systematic,
 )
+from probkit.inference.smc.score import Score, ScoreAscent, score
 from probkit.inference.smc.tempered import SMC
 
 __all__ = [
+    "PPG",
     "RESAMPLERS",
     "SMC",
     "Cloud",
+    "EvidenceEstimate",
     "ExtinctionError",
+    "PaRIS",
     "ParticleFilter",
+    "ParticleGibbs",
+    "ParticleMarginalMH",
     "Proposal",
+    "Score",
+    "ScoreAscent",
+    "backward_draws",
+    "conditional_sweep",
+    "degeneracy",
+    "evidence",
     "extend",
     "filter_step",
     "log_evidence_estimate",
     "move",
     "multinomial",
+    "parisian_sweep",
     "resample",
     "residual",
     "reweight",
+    "score",
+    "smooth",
     "spawn",
     "stratified",
     "systematic",

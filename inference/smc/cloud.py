@@ -204,7 +204,7 @@ def resample(
         None where no group was resampled.
     """
     n = cloud.n
-    low = cloud.ess < threshold * n
+    low = cloud.ess < threshold * n * (1 - 1e-9)  # equal weights give n only up to rounding
     if not bool(low.any()):
         return cloud, None
     ancestors = resolve(scheme)(cloud.weights, n, rng)
