@@ -197,11 +197,16 @@ class Posterior:
         result: Posterior = update(self, convert(more).data, rng=rng)
         return result
 
-    def summary(self) -> pd.DataFrame:
-        """Tabulate mean, sd, 5 % and 95 % quantile of each scalar, ESS and R-hat where defined."""
+    def summary(self, *, draws: int = 1000, rng: Rng | None = None) -> pd.DataFrame:
+        """Tabulate mean, sd, 5 % and 95 % quantile of each scalar, ESS and R-hat where defined.
+
+        Args:
+            draws: Draws to take from a fitted guide whose marginals are not known.
+            rng: Needed in that case.
+        """
         from probkit.summary import summarise
 
-        return summarise(self)
+        return summarise(self, draws=draws, rng=rng)
 
     def to_arviz(self, *, draws: int = 1000, rng: Rng | None = None) -> Any:
         """Export for ArviZ: InferenceData under arviz 0.x, DataTree under 1.x.

@@ -15,6 +15,7 @@ from probkit import distributions as D
 from probkit.errors import CapabilityError
 from probkit.numerics import ess_from_log_weights
 from probkit.predictive import Empirical, Mixture, Predictive
+from probkit.rng import Rng
 from probkit.sources import Closed, Fitted, Population
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _COLUMNS = ("mean", "sd", *_LEVELS, "mcse_mean", "ess_bulk", "ess_tail", "r_hat"
 Columns = Mapping[str, Tensor]
 
 
-def summarise(post: Posterior) -> pd.DataFrame:
+def summarise(post: Posterior, *, draws: int = 1000, rng: Rng | None = None) -> pd.DataFrame:
     """Tabulate a posterior, one row for each scalar entry ``site[label, ...]``.
 
     * Draws: mean, sd, q5, q95 and ArviZ's rank-normalised diagnostics mcse_mean, ess_bulk,
@@ -43,9 +44,14 @@ def summarise(post: Posterior) -> pd.DataFrame:
     whose mean is its probability. What a law does not know in closed form is NaN. Columns that no
     row has are left out, and ``attrs`` of the table says whether the draws are a point estimate.
 
+    Args:
+        post: The posterior.
+        draws: Draws to take from a fitted guide for the sites whose marginals are not known.
+        rng: Needed in that case.
+
     Raises:
-        CapabilityError: There are neither draws nor known marginals, or the particles are no
-            tensors.
+        CapabilityError: There are neither draws nor known marginals and no ``rng``, or the
+            particles are no tensors.
 
     Example:
         >>> from probkit.posterior import Posterior
@@ -56,8 +62,12 @@ def summarise(post: Posterior) -> pd.DataFrame:
     """
     import pandas as pd
 
-    _refuse_empty(post)
-    tables = [_rows(post, name, columns) for name, columns in _site_columns(post)]
+    sampled: Mapping[str, Tensor] = {}
+    if rng is not None and isinstance(post.source, Fitted):
+        sampled = post.sample(draws, rng=rng)
+    if not sampled:
+        _refuse_empty(post)
+    tables = [_rows(post, name, columns) for name, columns in _site_columns(post, sampled)]
     if not tables:
         table = pd.DataFrame(columns=["mean", "sd", *_LEVELS], dtype=float)
     else:
@@ -76,14 +86,21 @@ def _refuse_empty(post: Posterior) -> None:
         )
     if isinstance(post.source, Fitted) and not post.marginals and not _fits(post):
         raise CapabilityError(
-            f"{type(post.source.guide).__name__} has no known marginals and stores no draws: take "
-            "some with post.sample(n, rng=0), or summarise post.to_arviz(rng=0) with arviz.summary"
+            f"{type(post.source.guide).__name__} has no known marginals and stores no draws: "
+            "summary(rng=0) takes some, as post.sample(n, rng=0) does"
         )
 
 
-def _site_columns(post: Posterior) -> Iterator[tuple[str, Columns]]:
-    """Yield each site's columns, every one of the shape of the site."""
+def _site_columns(post: Posterior, sampled: Columns) -> Iterator[tuple[str, Columns]]:
+    """Yield each site's columns, every one of the shape of the site.
+
+    Sites whose law is unknown are read off ``sampled`` {site: [n, *site]}, where there are any.
+    """
     laws = _law_columns(post)
+    for name, value in sampled.items():
+        if name not in laws or bool(laws[name]["mean"].isnan().all()):
+            laws.pop(name, None)
+            yield from _parts(name, value, lambda part: _moments(Empirical(part.cpu().double())))
     for name, value in post.draws.items():
         if name not in laws:
             yield from _parts(name, value, lambda part: _draw_columns(post, part))

@@ -232,7 +232,7 @@ def test_nothing_to_summarise():
     class Opaque:
         pass
 
-    with pytest.raises(CapabilityError, match="Opaque has no known marginals.*post.sample"):
+    with pytest.raises(CapabilityError, match=r"Opaque has no known marginals.*summary\(rng=0\)"):
         Posterior(Fitted(Opaque(), [{}]), None).summary()
 
 
@@ -240,3 +240,25 @@ def test_tensor_particles_are_weighted_draws():
     particles = Population([torch.tensor([1.0, 3.0])], torch.tensor([[0.75, 0.25]]).log())
     table = Posterior(particles, None).summary()
     assert table.loc["particle", "mean"] == pytest.approx(1.5)
+
+
+def test_draws_of_a_fitted_guide_fill_in_for_unknown_marginals():
+    class Shares(Model):
+        def sites(self, data):
+            real, simplex = constraints.real, constraints.simplex
+            return {"a": Site((), real), "pi": Site((3,), simplex, ("k",))}
+
+    zero = torch.zeros((), dtype=torch.float64)
+    params = {
+        "a": {"loc": zero, "log_scale": zero},
+        "pi": {"loc": zero.expand(2), "log_scale": zero.expand(2)},
+    }
+    post = Posterior(Fitted(MeanField(), [params]), Shares(), Context(None))
+    unknown = post.summary()
+    assert unknown.loc["pi[0]":"pi[2]"].isna().all().all()
+    table = post.summary(draws=4000, rng=0)
+    assert table.loc["a"].equals(unknown.loc["a"]), "what is known in closed form stays exact"
+    assert set(table.index) == set(unknown.index)
+    draws = post.sample(4000, rng=0)["pi"]
+    assert table.loc["pi[0]":"pi[2]", "mean"].tolist() == pytest.approx(draws.mean(0).tolist())
+    assert table.loc["pi[1]", "q95"] == pytest.approx(draws[:, 1].quantile(0.95).item())
