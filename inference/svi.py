@@ -19,7 +19,7 @@ from probkit.model import Batch, lacks
 from probkit.posterior import Evidence, Posterior, make_posterior
 from probkit.rng import seed_of
 from probkit.sampler import Problem, Sampler, Step
-from probkit.sources import Fitted
+from probkit.sources import Draws, Fitted
 from probkit.tree import Tree, leaves, map_tensors
 
 __all__ = ["SVI", "elbo"]
@@ -182,12 +182,17 @@ class SVI(Sampler):
         return True
 
     def finish(self, problem: Problem, state: Tree, kept: Tree, *, rngs: Any) -> Posterior:
-        """Return the fitted guide and, on full data, its bound."""
+        """Return the fitted guide and, on full data, its bound.
+
+        A guide that always draws the same values (AutoDelta) is a point estimate, not a posterior:
+        it becomes one draw, marked so. Where some sites are points, there is no bound.
+        """
         guide = self._guide(problem)
         params = map_tensors(Tensor.detach, state["params"])
         source = Fitted(guide, [params])
         evidence = None
-        if isinstance(problem.data, Loader):
+        from_loader = isinstance(problem.data, Loader)
+        if from_loader:
             problem = replace(problem, data=problem.data.example)
         elif self.batch_size is None:
             with torch.no_grad():
@@ -195,6 +200,14 @@ class SVI(Sampler):
                     problem.model, guide, params, Batch(problem.data), self.evidence_draws, rngs[0]
                 )
             evidence = Evidence(bound.mean(0, keepdim=True), "bound")
+        if not from_loader:
+            twice = source.sample(2, model=problem.model, data=problem.data, rng=rngs[0])
+            points = [name for name, value in twice.items() if torch.equal(value[0], value[1])]
+            if len(points) == len(twice):
+                values = {name: value[:1][None] for name, value in twice.items()}
+                return make_posterior(problem, Draws(values), attrs={"point_estimate": True})
+            if points:
+                evidence = None  # The density of a point is no density of a continuous site.
         return make_posterior(
             problem,
             source,

@@ -516,3 +516,13 @@ def test_what_cannot_go_into_pyro_is_refused():
         to_pyro(3)
     # Another factor inside another Pyro program does not leak into the first.
     assert len(pyro.get_param_store()) == 0
+
+
+def test_a_point_guide_gives_a_point_estimate_without_evidence():
+    fit = SVI(steps=5, evidence_draws=2)
+    post = infer(MODEL, DATA, fit, guide=AutoDelta, rng=0, chains=2)
+    assert post.is_point_estimate and post.log_evidence is None
+    assert post.draws["shift"].shape[:2] == (2, 1)
+    assert list(post.summary().columns) == ["value[0]", "value[1]"]
+    spread = infer(MODEL, DATA, fit, guide=AutoNormal, rng=0)
+    assert not spread.is_point_estimate and spread.log_evidence.kind == "bound"
