@@ -278,8 +278,21 @@ def load(folder: str | Path, model: Any = None, guide: Any = None) -> Posterior:
                 f"{class_name(model)}; leave model= out, or pass the same"
             )
         tree["model"] = model
-    posterior = Posterior(**tree)
-    return posterior
+    if model is not None:
+        _check_sites(model, tree["context"])
+    return Posterior(**tree)
+
+
+def _check_sites(model: Any, context: Context) -> None:
+    """Refuse another program or user class than the one that the posterior was computed with."""
+    if not context.dims or not callable(getattr(model, "sites", None)):
+        return
+    found = set(model.sites(context.data))
+    if not found <= set(context.dims):
+        raise DataError(
+            f"the file holds the sites {', '.join(context.dims)}, the model given has "
+            f"{', '.join(sorted(found))}; pass the model that it was written with"
+        )
 
 
 def make_posterior(

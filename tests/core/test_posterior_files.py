@@ -20,7 +20,7 @@ import probkit as pk
 from probkit import files
 from probkit.errors import DataError
 from probkit.files import pack, read_folder, register, storable, unpack, write_folder
-from probkit.inference import MeanField
+from probkit.inference import MAP, MeanField
 from probkit.posterior import Context, Evidence, Posterior
 from probkit.sources import Closed, Draws, Fitted, Population
 
@@ -497,3 +497,21 @@ def test_the_constraint_of_every_site_is_free_of_files():
     """Sites are rebuilt by the model; nothing of them is stored."""
     assert "support" not in (DATA / "posterior.json").read_text()
     assert constraints.real is ConjugateNormal().sites(None)["mu"].support
+
+
+def test_another_program_is_refused(tmp_path):
+    def program(site):
+        def run(y=None):
+            import pyro
+            import pyro.distributions as dist
+
+            mu = pyro.sample(site, dist.Normal(0.0, 1.0))
+            pyro.sample("obs", dist.Normal(mu, 1.0), obs=y)
+
+        return pk.FromPyro(run)
+
+    data = {"y": torch.tensor(0.4)}
+    pk.infer(program("mu"), data, MAP(restarts=1), rng=0).save(tmp_path)
+    assert pk.load(tmp_path, model=program("mu")).draws.keys() == {"mu"}
+    with pytest.raises(DataError, match="the file holds the sites mu, the model given has nu"):
+        pk.load(tmp_path, model=program("nu"))
