@@ -14,7 +14,12 @@ from probkit.inference.hmc.metric import Metric
 from probkit.inference.hmc.moments import Moments, pooled
 from probkit.inference.hmc.path import PathLength
 from probkit.inference.hmc.potential import Potential
-from probkit.inference.hmc.step_size import DualAveraging, first_step_size, pooled_step_size
+from probkit.inference.hmc.step_size import (
+    DualAveraging,
+    first_step_size,
+    pooled_step_size,
+    shared_acceptance,
+)
 from probkit.inference.hmc.windows import windows_of
 from probkit.rng import randn
 from probkit.tree import Tree
@@ -82,9 +87,10 @@ def adapt(
 ) -> ChainState:
     """Learn step sizes and mass matrix from one warm-up transition.
 
-    Every chain searches for its own step size, so that one in a difficult place helps itself and
-    harms no other; the mass matrix is estimated from the trusted chains together at the end of each
-    window, and the search for step sizes then begins anew. The last transition pools the steps.
+    Every chain first searches for its own step size, so that one in a difficult place helps itself
+    and harms no other; from the end of the early windows on, chains that are near the median learn
+    together. The mass matrix is estimated from the trusted chains at the end of each window, and
+    the search for step sizes then begins anew.
 
     Args:
         state: After the transition; ``draw`` counts it.
@@ -95,6 +101,7 @@ def adapt(
         adapt_mass: Whether windows change the mass matrix.
         rngs: One stream per chain.
     """
+    acceptance = shared_acceptance(acceptance, state.averaging.log_step)
     averaging = state.averaging.update(acceptance, target)
     state = replace(state, averaging=averaging, step=averaging.log_step.exp())
     windows = windows_of(warmup)
@@ -102,11 +109,12 @@ def adapt(
         point = state.point
         state = replace(state, moments=state.moments.add(point.position, point.energy))
         if state.draw in windows.ends:
-            state = _close_window(state, potential, rngs)
-            if state.path is not None and state.draw == windows.early[-1]:
+            early = windows.is_early(state.draw + 1)
+            state = _close_window(state, potential, rngs, pool=not early)
+            if state.path is not None and state.draw == windows.scaled_at:
                 state = replace(state, path=state.path.restart(torch.pi))
     if state.draw == warmup:
-        state = replace(state, step=pooled_step_size(state.averaging.log_average))
+        state = replace(state, step=pooled_step_size(state.averaging.log_average.exp()))
         if state.path is not None:
             kept = state.path._replace(log_length=state.path.log_average)
             state = replace(state, path=kept)
@@ -114,7 +122,7 @@ def adapt(
 
 
 def _close_window(
-    state: ChainState, potential: Potential, rngs: Sequence[torch.Generator]
+    state: ChainState, potential: Potential, rngs: Sequence[torch.Generator], *, pool: bool
 ) -> ChainState:
     """Take the mass matrix of the window, and search for step sizes anew."""
     variance = _usable(pooled(state.moments), state.inverse_mass)
@@ -127,6 +135,8 @@ def _close_window(
     step = first_step_size(
         potential, Metric(variance), state.point, momentum, state.averaging.log_average.exp()
     )
+    if pool:
+        step = pooled_step_size(step)
     return replace(
         state,
         inverse_mass=variance,

@@ -47,7 +47,7 @@ def check_run(posterior: Posterior) -> None:
         name, value = _worst_r_hat(posterior)
         if value > _HIGH_R_HAT:
             _warn(
-                f"R-hat of {name} is {value:.3f}, above {_HIGH_R_HAT}: the chains disagree; take "
+                f"R-hat of {name} is {value:.4g}, above {_HIGH_R_HAT}: the chains disagree; take "
                 "more warmup and draws, and look for several modes"
             )
 
@@ -100,7 +100,7 @@ def _worst_r_hat(posterior: Posterior) -> tuple[str, float]:
     names: list[str] = []
     columns = []
     for site, value in posterior.draws.items():
-        flat = value.detach().cpu().double().flatten(2)
+        flat = value.detach().cpu().double().reshape(*value.shape[:2], -1)
         names += [f"{site}[{k}]" if value.ndim > 2 else site for k in range(flat.shape[2])]
         columns.append(flat)
     draws = torch.cat(columns, dim=2)

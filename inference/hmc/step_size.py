@@ -12,7 +12,7 @@ from probkit.inference.hmc.leapfrog import Phase, Point, kinetic, leapfrog
 from probkit.inference.hmc.metric import Metric
 from probkit.inference.hmc.potential import Potential
 
-__all__ = ["DualAveraging", "first_step_size", "pooled_step_size"]
+__all__ = ["DualAveraging", "first_step_size", "pooled_step_size", "shared_acceptance"]
 
 _GAMMA, _T0, _KAPPA = 0.05, 10.0, 0.75
 _MOST_DOUBLINGS = 60
@@ -85,12 +85,21 @@ def first_step_size(
     return step
 
 
-def pooled_step_size(log_average: Tensor) -> Tensor:
-    """Return the step sizes to sample with, from each chain's own average [chain].
+def pooled_step_size(step: Tensor) -> Tensor:
+    """Give chains [chain] the median of their step sizes.
 
-    The median over chains is less noisy than any single average, and equal steps keep lock-step
-    chains together. A chain whose own step is below half of it sits where the density is sharper,
-    and keeps its own.
+    The median is less noisy than any single step size, and equal steps keep lock-step chains
+    together. A chain whose own is below half of it sits where the density is sharper, and keeps it.
     """
-    middle = log_average.median().expand_as(log_average)
-    return torch.where(log_average < middle - math.log(2.0), log_average, middle).exp()
+    middle = step.median().expand_as(step)
+    return torch.where(step < 0.5 * middle, step, middle)
+
+
+def shared_acceptance(acceptance: Tensor, step: Tensor) -> Tensor:
+    """Average the acceptance [chain] over the chains that have the median step size [chain].
+
+    Chains with equal steps so learn together and keep equal steps. The acceptance of one transition
+    is so noisy that a chain on its own would settle below the target; others keep their own.
+    """
+    together = step == step.median()
+    return torch.where(together, acceptance[together].mean(), acceptance)

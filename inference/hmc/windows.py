@@ -34,7 +34,12 @@ class Windows(NamedTuple):
 
     def is_early(self, draw: int) -> bool:
         """Tell whether transition ``draw`` comes before the scales are known."""
-        return bool(self.early) and draw <= self.early[-1]
+        return bool(self.ends) and draw <= self.scaled_at
+
+    @property
+    def scaled_at(self) -> int:
+        """The end of the window after which the order of the scales is known."""
+        return self.early[-1] if self.early else self.regular[0]
 
 
 def windows_of(warmup: int) -> Windows:
@@ -52,13 +57,13 @@ def windows_of(warmup: int) -> Windows:
         >>> windows_of(1000)
         Windows(begin=5, early=(15, 30, 50, 75), regular=(100, 150, 250, 450, 950))
         >>> windows_of(100)
-        Windows(begin=2, early=(7, 15), regular=(90,))
+        Windows(begin=20, early=(), regular=(70,))
     """
     if warmup < 20:
         return Windows(warmup, (), ())
     if _EARLY[-1] + _BASE + _LAST > warmup:
-        first, last = int(0.15 * warmup), warmup - int(0.1 * warmup)
-        return Windows(first // 6, (first // 2, first), (last,))
+        # The search for step sizes needs some ten transitions to forget where it began.
+        return Windows(int(0.2 * warmup), (), (int(0.7 * warmup),))
     ends = []
     end, size, last = _EARLY[-1], _BASE, warmup - _LAST
     while end < last:
