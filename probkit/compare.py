@@ -60,6 +60,10 @@ def compare(posteriors: Mapping[str, Posterior], *, by: By | None = None) -> pd.
         >>> compare({"a": exact(-4.0), "b": exact(-2.5)})["difference"].to_dict()
         {'b': 0.0, 'a': 1.5}
     """
+    if not isinstance(posteriors, Mapping):
+        raise DataError(
+            f"compare: expected a mapping name -> posterior, got {type(posteriors).__name__}"
+        )
     if len(posteriors) < 2:
         raise DataError(f"compare: expected two or more posteriors, got {len(posteriors)}")
     if by not in (None, "loo", "evidence"):

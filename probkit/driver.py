@@ -446,8 +446,11 @@ def _label_coords(
         for part in path:
             dims = None if dims is None else dims[part]
         for dim, axis in zip(dims or (), axes, strict=False):
-            if axis is not None:
-                coords.setdefault(dim, axis)
+            if axis is not None and list(coords.setdefault(dim, axis)) != list(axis):
+                raise DataError(
+                    f"data: the labels along {dim!r} differ between parts of the data: align them "
+                    "(frame.loc[other.index]), or pass arrays"
+                )
     return coords
 
 

@@ -175,7 +175,7 @@ class Posterior:
                 f"{type(self.model).__name__} lacks predict; subclass probkit.Model, whose predict "
                 "simulates from the draws, or use post.sample(n, rng=0)"
             )
-        inputs = convert(x).data
+        inputs = convert(_in_order(x, self.model, self.context)).data
         prediction: Predictive = self.model.predict(
             self, inputs, site=site, joint=joint, groups=groups, rng=rng
         )
@@ -347,3 +347,30 @@ def first_chains(posterior: Posterior, n: int) -> Posterior:
         log_evidence=None if evidence is None else Evidence(evidence.value[:n], evidence.kind),
         sample_stats={k: v[:n] for k, v in posterior.sample_stats.items()},
     )
+
+
+def _in_order(x: Any, model: Any, context: Context) -> Any:
+    """Bring the columns of a frame ``x`` into the order of the training frame, by their names.
+
+    For models whose data is a tuple that begins with such a table; others pass unchanged.
+    """
+    import pandas as pd
+
+    name_dims = getattr(model, "data_dims", None)
+    if not isinstance(x, pd.DataFrame) or not callable(name_dims):
+        return x
+    named = name_dims(context.data)
+    first = named[0] if isinstance(named, tuple) and named else None
+    names = context.coords.get(first[1]) if isinstance(first, tuple) and len(first) == 2 else None
+    found = list(x.columns)
+    if names is None or found in (list(names), list(range(len(found)))):
+        return x
+    missing = [name for name in names if name not in found]
+    extra = [name for name in found if name not in names]
+    if missing or extra:
+        raise DataError(
+            f"x: expected the columns {', '.join(map(str, names))} as in training; missing: "
+            f"{', '.join(map(str, missing)) or 'none'}, unknown: "
+            f"{', '.join(map(str, extra)) or 'none'}"
+        )
+    return x[list(names)]

@@ -170,3 +170,8 @@ def test_other_data_is_refused():
 def test_one_posterior_is_no_comparison():
     with pytest.raises(DataError, match="expected two or more posteriors, got 1"):
         compare({"a": with_evidence([0.0], "exact")})
+
+
+def test_posteriors_need_names():
+    with pytest.raises(DataError, match="expected a mapping name -> posterior, got list"):
+        compare([])

@@ -517,3 +517,17 @@ def test_an_update_with_other_columns_names_them():
         post.update((X[:, :2], Y), rng=0)
     with pytest.raises(pk.ShapeError, match=r"and y \(\) \[output\].* and \(1,\)"):
         post.update((X, Y[:, None]), rng=0)
+
+
+def test_columns_of_frames_are_matched_by_name():
+    frame = pd.DataFrame(X.numpy(), columns=["a", "b", "c"], index=["w", "x", "y", "z"])
+    post = pk.infer(ScaleMixtureNNGP(_kernel()), (frame, pd.Series(Y.numpy(), frame.index)), rng=0)
+    expected = post.predict(X).mean
+    assert torch.equal(post.predict(frame[["c", "a", "b"]]).mean, expected)
+    assert torch.equal(post.predict(pd.DataFrame(X.numpy())).mean, expected)
+    with pytest.raises(pk.DataError, match="columns a, b, c .* missing: c, unknown: d"):
+        post.predict(frame.rename(columns={"c": "d"}))
+    with pytest.raises(pk.DataError, match="labels along 'row' differ between parts of the data"):
+        pk.infer(
+            ScaleMixtureNNGP(_kernel()), (frame, pd.Series(Y.numpy(), frame.index[::-1])), rng=0
+        )
