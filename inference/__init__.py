@@ -1,15 +1,33 @@
-"""Inference algorithms: one file each, driven by :func:`probkit.infer`."""
+"""Inference algorithms: one file or folder each, driven by :func:`probkit.infer`.
+
+Message passing on chains, as pure functions, is in :mod:`probkit.inference.message_passing`; the
+pieces of particle methods are in :mod:`probkit.inference.smc`.
+"""
 
 from __future__ import annotations
 
 from probkit.inference.direct import Direct
 from probkit.inference.guides import Fixed, FullRank, LowRank, MeanField
+from probkit.inference.hmc import HMC, NUTS
 from probkit.inference.importance import ImportanceSampling
 from probkit.inference.map import MAP
+from probkit.inference.smc import (
+    PPG,
+    SMC,
+    PaRIS,
+    ParticleFilter,
+    ParticleGibbs,
+    ParticleMarginalMH,
+    ScoreAscent,
+)
 from probkit.inference.svi import SVI
 
 __all__ = [
+    "HMC",
     "MAP",
+    "NUTS",
+    "PPG",
+    "SMC",
     "SVI",
     "Direct",
     "Fixed",
@@ -17,4 +35,9 @@ __all__ = [
     "ImportanceSampling",
     "LowRank",
     "MeanField",
+    "PaRIS",
+    "ParticleFilter",
+    "ParticleGibbs",
+    "ParticleMarginalMH",
+    "ScoreAscent",
 ]

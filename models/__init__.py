@@ -11,14 +11,24 @@ from probkit.models.scale_laws import (
     LogNormal,
     PointMass,
 )
+from probkit.models.state_space import (
+    DiscreteHMM,
+    LinearGaussian,
+    StateSpaceModel,
+    StochasticVolatility,
+)
 
 __all__ = [
     "BurrXII",
+    "DiscreteHMM",
     "Gamma",
     "HalfCauchy",
     "InverseGamma",
+    "LinearGaussian",
     "LogNormal",
     "PointMass",
     "ScaleMixtureNNGP",
     "ScaleProposal",
+    "StateSpaceModel",
+    "StochasticVolatility",
 ]

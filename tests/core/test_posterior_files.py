@@ -257,8 +257,18 @@ def examples():
 
     from probkit.distributions import ScaledMultivariateNormal
     from probkit.inference import Fixed
+    from probkit.inference.hmc import Start
     from probkit.kernels import NNGPKernel
-    from probkit.models import BurrXII, Gamma, HalfCauchy, InverseGamma, LogNormal, PointMass
+    from probkit.models import (
+        BurrXII,
+        DiscreteHMM,
+        Gamma,
+        HalfCauchy,
+        InverseGamma,
+        LinearGaussian,
+        LogNormal,
+        PointMass,
+    )
     from probkit.models.standardise import Scaling
 
     for name, source in SOURCES.items():
@@ -278,6 +288,10 @@ def examples():
     yield "scaling", Scaling(one, one, torch.tensor(0.5), torch.tensor(2.0))
     yield "scaled", ScaledMultivariateNormal(one, torch.eye(2), torch.tensor([1.0, 2.0]))
     yield "other law", vars(family_posterior(scale=td.Weibull(2.0, 1.5)))
+    yield "warm start", Start({"mu": torch.zeros(3, dtype=torch.float64)})
+    yield "linear Gaussian", LinearGaussian(0.7, 0.04, 1.0, 1.0)
+    rows = [[0.9, 0.1], [0.2, 0.8]]
+    yield "chain of symbols", DiscreteHMM([0.5, 0.5], rows, rows)
 
 
 def names_in(structure):
