@@ -313,6 +313,13 @@ class _Runner:
         trace: Trace = tracer.trace
         return trace
 
+    def set_up(self, guide: AutoGuide, batch: Batch) -> None:
+        """Let an AutoGuide look at its program; call inside ``isolated``."""
+        args, kwargs = self.arguments(batch.data)
+        fix = FixParams(lambda name, constraint: None)
+        with torch.no_grad(), Substitute({}, strict=False), Indices(self.plate, batch.index), fix:
+            guide._setup_prototype(*args, **kwargs)
+
     def values(self, trace: Trace, params: Params, sites: Mapping[str, Site]) -> dict[str, Tensor]:
         """Return the values of the model's sites, points included."""
         values = {}
@@ -398,6 +405,10 @@ def _build(guide: PyroGuide, model: Any, batch: Batch, rng: torch.Generator) -> 
         dtype = site_dtype(batch.data)
         near = slots_near(call)
         cast = {name: _trainable(slot.read().detach().to(dtype)) for name, slot in near.items()}
+        if isinstance(call, AutoGuide) and call.prototype_trace is None:
+            # Layers that it makes (AutoStructured) have torch's default dtype: cast before it runs.
+            runner.set_up(call, seen)
+            call.to(dtype)
         with torch.no_grad(), swapped(near, cast):
             first = runner.trace(None, seen)
         modules = {name: v for name, (v, c) in runner.statements.items() if c is None}

@@ -18,6 +18,7 @@ from pyro.infer.autoguide import (
     AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
     AutoNormal,
+    AutoStructured,
 )
 from pyro.nn import PyroModule, PyroParam
 from support.models import ConjugateNormal, normal_data
@@ -123,6 +124,7 @@ GUIDES = {
     "AutoMultivariateNormal": PyroGuide(AutoMultivariateNormal, options={"init_scale": 1.0}),
     "AutoLowRank": PyroGuide(AutoLowRankMultivariateNormal, options={"init_scale": 1.0}),
     "AutoIAFNormal": PyroGuide(AutoIAFNormal, options={"hidden_dim": [10]}),
+    "AutoStructured": PyroGuide(AutoStructured, options={"init_scale": 1.0}),
 }
 
 
