@@ -3,9 +3,9 @@
 Given the weighted particles (x_l, w_l) before a step, particle x' after it came from l with
 probability proportional to w_l m(x_l, x'), m the transition density. An exact draw looks at all n
 particles. Where m is bounded, accept-reject draws l by weight and accepts it with probability
-m(x_l, x') / bound (Douc et al. 2011; Olsson & Westerborn 2017). Particles in the tails may need very
-many proposals; after n of them the draw is made exactly, which costs no more and keeps the expected
-cost of all particles together linear in n up to logarithms (Dau & Chopin 2023).
+m(x_l, x') / bound (Douc et al. 2011; Olsson & Westerborn 2017). Particles in the tails may need
+very many proposals; after n of them the draw is made exactly, which costs no more and keeps the
+expected cost of all particles together linear in n up to logarithms (Dau & Chopin 2023).
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class BackwardDraws(NamedTuple):
     """Backward draws and what they cost.
 
     Attributes:
-        index: [particle, draw] positions before the step.
+        ancestors: [particle, draw] positions before the step.
         evaluations: Number of transition densities looked at.
     """
 
-    index: Tensor
+    ancestors: Tensor
     evaluations: int
 
 
@@ -170,7 +170,7 @@ def _exact(
 def backward_log_weights(
     model: Any, t: int, cloud: Cloud, new: Particles, owner: Tensor, data: Any
 ) -> Tensor:
-    """Return log m(x_l, x'_i) [owner, particle]; times the weight of step ``t`` if it looks at x_l."""
+    """Return log m(x_l, x'_i) [owner, particle], plus the log weight where that looks at x_l."""
     n, m = cloud.n, len(owner)
     before = take(cloud.particles, torch.arange(n, device=owner.device).repeat(m))
     after = take(new, owner.repeat_interleave(n))

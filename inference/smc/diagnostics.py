@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-
 from probkit.errors import CapabilityError, DataError
 from probkit.numerics import logmeanexp
 

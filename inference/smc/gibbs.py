@@ -119,7 +119,7 @@ def _ancestors(
         return multinomial(cloud.weights, n, rng)
     if ancestor_sampling:
         one = take(reference, torch.tensor([t + 1]))
-        own = backward_draws(model, t, cloud, one, 1, data, exact=True, rng=rng).index[0]
+        own = backward_draws(model, t, cloud, one, 1, data, exact=True, rng=rng).ancestors[0]
     else:
         own = torch.tensor([n - 1], device=cloud.log_weights.device)
     return torch.cat([multinomial(cloud.weights, n - 1, rng), own])
@@ -128,7 +128,7 @@ def _ancestors(
 def _trace(
     visited: list[Particles], parents: list[Tensor], index: Tensor, n: int
 ) -> tuple[Particles, Tensor]:
-    """Follow the ancestry of particle ``index`` [1] back; also tell where it is not the last slot."""
+    """Follow particle ``index`` [1] back, and tell where it is not in the last slot."""
     path, free = [take(visited[-1], index)], [index != n - 1]
     for particles, ancestors in zip(visited[-2::-1], parents[::-1], strict=True):
         index = ancestors[index]
@@ -152,7 +152,8 @@ class ParticleGibbs(Sampler):
         warmup: Sweeps to drop first. The chain starts from an ordinary particle filter.
         ancestor_sampling: Draw anew which particle the reference continues; the early steps of
             long series hardly move without it. Needs ``log_transition``.
-        guided: Move by the model's ``propose``; a proposal given as ``infer(guide=)`` does the same.
+        guided: Move by the model's ``propose``; a proposal given as ``infer(guide=)`` does the
+            same.
 
     Returns (through ``infer``):
         Draws of site "path" [chain, draw, step, *] (named tensors keep their names); for particles

@@ -154,7 +154,7 @@ def _advance(
     if t == 0:
         return first_update(functional, before.particles, after.particles, data), 0
     drawn = backward_draws(model, t, before, after.particles, draws, data, exact=exact, rng=rng)
-    tau = paris_update(tau, drawn.index, functional, t, before.particles, after.particles, data)
+    tau = paris_update(tau, drawn.ancestors, functional, t, before.particles, after.particles, data)
     return tau, drawn.evaluations
 
 
@@ -169,7 +169,8 @@ class PaRIS(Sampler):
     Args:
         n: Particles.
         functional: h(t, old, new, data) -> [n, *out] of pairs of particles before and after step
-            ``t``; in step 0, ``old`` is what ``start`` returned. None takes the model's ``additive``.
+            ``t``; in step 0, ``old`` is what ``start`` returned. None takes the model's
+            ``additive``.
         draws: Backward draws of each particle. One is no better than following the ancestry: the
             variance then grows with the square of the number of steps.
         resampler: Scheme, as in :class:`ParticleFilter`.
@@ -332,9 +333,9 @@ def parisian_sweep(
             tau = first_update(functional, before.particles, new, data)
         else:
             drawn = backward_draws(model, t, before, new, draws, data, exact=exact, rng=rng)
-            tau = paris_update(tau, drawn.index, functional, t, before.particles, new, data)
+            tau = paris_update(tau, drawn.ancestors, functional, t, before.particles, new, data)
         visited.append(new)
-        parents.append(drawn.index[:, 0])
+        parents.append(drawn.ancestors[:, 0])
     last = multinomial(cloud.weights, 1, rng)
     return ParisianSweep(
         weighted_mean(cloud, tau), _trace(visited, parents, last), cloud.log_evidence

@@ -1,4 +1,4 @@
-"""Particle marginal Metropolis-Hastings: parameters of state-space models, states integrated out."""
+"""Particle marginal Metropolis-Hastings: parameters of state-space models, states summed out."""
 
 from __future__ import annotations
 

@@ -186,7 +186,8 @@ class ScoreAscent(Sampler):
         sites = model.sites(data)
         if not sites:
             raise CapabilityError(
-                f"ScoreAscent: {type(model).__name__} has no unknown parameters; name them in prior="
+                f"ScoreAscent: {type(model).__name__} has no unknown parameters; name them in "
+                "prior="
             )
         free = Unconstrained(sites)
         if callable(getattr(model, "sample_prior", None)):
@@ -214,7 +215,7 @@ class ScoreAscent(Sampler):
                 rng=rngs[0],
             )
             # The chain rule from values to the flat vector.
-            linear = sum((values[k] * g).sum() for k, g in found.gradient.items())
+            linear = torch.stack([(values[k] * g).sum() for k, g in found.gradient.items()]).sum()
             if self.prior:
                 linear = linear + problem.model.log_prior(values)
             gradient = torch.autograd.grad(linear, flat)[0]

@@ -30,8 +30,8 @@ def kernel(model, *, weights=LOG_WEIGHTS, old=OLD):
 def check_law(model, **options):
     g = torch.Generator().manual_seed(1)
     found = backward_draws(model, 3, CLOUD, NEW, DRAWS, None, rng=g, **options)
-    assert found.index.shape == (4, DRAWS)
-    for row, probs in zip(found.index, kernel(model), strict=True):
+    assert found.ancestors.shape == (4, DRAWS)
+    for row, probs in zip(found.ancestors, kernel(model), strict=True):
         share = torch.bincount(row, minlength=6).double() / DRAWS
         error = (share - probs).abs()
         assert bool((error <= 4.5 * (probs * (1 - probs) / DRAWS).sqrt() + 1e-12).all())
@@ -93,9 +93,9 @@ def test_weights_of_the_old_state_count():
     model = OldMatters(0.7, 0.3, 1.0, 1.0)
     g = torch.Generator().manual_seed(1)
     found = backward_draws(model, 3, CLOUD, NEW, 500, None, rng=g)
-    assert bool((OLD[found.index.unique(), 0] > 0).all())
+    assert bool((OLD[found.ancestors.unique(), 0] > 0).all())
     expected = kernel(model, weights=LOG_WEIGHTS + model.log_weight(3, OLD, None, None))
-    share = torch.bincount(found.index[0], minlength=6).double() / 500
+    share = torch.bincount(found.ancestors[0], minlength=6).double() / 500
     assert bool(((share - expected[0]).abs() < 0.1).all())
 
 

@@ -8,7 +8,7 @@ import torch
 from probkit import infer
 from probkit.errors import CapabilityError, DataError, NumericsWarning, ShapeError
 from probkit.inference.smc import PPG, PaRIS, paris, parisian_sweep, smooth
-from probkit.models.state_space import DiscreteHMM, LinearGaussian
+from probkit.models.state_space import DiscreteHMM
 
 
 def products(t, old, new, data):
