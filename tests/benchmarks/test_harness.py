@@ -147,11 +147,12 @@ def test_cpu_time_leaves_out_sleep() -> None:
 def test_fresh_memory_is_time_of_the_system() -> None:
     def touch() -> None:
         with mmap.mmap(-1, 200 * 1024**2) as pages:
-            for start in range(0, len(pages), 4096):
-                pages[start] = 1
+            pages.write(zeros)
 
+    zeros = bytes(200 * 1024**2)
     _, passed = clock(touch, 2, lambda: None)
-    assert 0 < passed.system_s < passed.cpu_s
+    # the system samples its share at ticks, so it may exceed the precise total by a few of them
+    assert 0 < passed.system_s < passed.cpu_s + 0.02
 
 
 @pytest.mark.parametrize(
