@@ -129,10 +129,17 @@ def _is_zero(bound: Any) -> bool:
 
 def _marginal(site: Site, loc: Tensor, scale: Tensor) -> Distribution:
     """The law of one site under a Gaussian in the unconstrained space."""
-    transform = bijection(site.support)
-    if isinstance(site.support, type(constraints.real)):
+    return _marginal_on(site.support, loc, scale)
+
+
+def _marginal_on(support: Any, loc: Tensor, scale: Tensor) -> Distribution:
+    if isinstance(support, constraints.independent):  # as ``to_event`` makes it
+        inner = _marginal_on(support.base_constraint, loc, scale)
+        return Independent(inner, support.reinterpreted_batch_ndims)
+    transform = bijection(support)
+    if isinstance(support, type(constraints.real)):
         return Normal(loc, scale)
-    if isinstance(site.support, _POSITIVE) and _is_zero(site.support.lower_bound):
+    if isinstance(support, _POSITIVE) and _is_zero(support.lower_bound):
         return LogNormal(loc, scale)  # The bijection to (0, inf) is exp.
     event = transform.domain.event_dim
     base: Distribution = Normal(loc, scale)

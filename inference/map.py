@@ -187,8 +187,12 @@ def _lbfgs(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        with torch.enable_grad():
-            loss = objective(position)
+        try:
+            with torch.enable_grad():
+                loss = objective(position)
+        except DataError:  # A step of the line search to where the model overflows.
+            position.grad = torch.zeros_like(position)
+            return position.new_tensor(math.inf)
         loss.backward()
         gradient = position.grad
         value = float(loss.detach())

@@ -10,8 +10,9 @@ import torch
 from support.fits import GroupModel, LineModel, RateModel, line_data
 from torch.distributions import LogNormal, Normal, TransformedDistribution, constraints
 
+import probkit as pk
 from probkit.errors import CapabilityError, DataError
-from probkit.inference import Fixed, FullRank, LowRank, MeanField
+from probkit.inference import SVI, Fixed, FullRank, LowRank, MeanField
 from probkit.model import Batch, Model, Site
 
 Y = torch.tensor([0.3, 1.2, 0.1, 0.8], dtype=torch.float64)
@@ -157,3 +158,21 @@ def test_discrete_sites_are_refused():
     model = Of(k=Site((), constraints.boolean, discrete=True))
     with pytest.raises(CapabilityError, match="discrete: k"):
         MeanField().init(model, Y, rng=0)
+
+
+def test_marginals_of_sites_made_with_to_event_are_known():
+    class Events(Model):
+        def sites(self, data):
+            return {
+                "w": Site((2, 3), constraints.independent(constraints.real, 2), ("a", "b")),
+                "s": Site((3,), constraints.independent(constraints.positive, 1), ("b",)),
+                "p": Site((3,), constraints.independent(constraints.unit_interval, 1), ("b",)),
+            }
+
+        def log_joint(self, values, data, *, scale=1.0):
+            return -values["w"].square().sum() - values["s"].sum() - values["p"].sum()
+
+    post = pk.infer(Events(), torch.zeros(1), SVI(steps=2, evidence_draws=2), rng=0)
+    assert post.marginals["w"].event_shape == (2, 3)
+    table = post.summary()
+    assert len(table) == 12 and not table.isna().any().any()

@@ -120,3 +120,23 @@ def test_a_density_that_is_nowhere_finite():
 def test_options_are_checked(wrong):
     with pytest.raises(DataError, match=r"^MAP: expected restarts, max_iter and chunk >= 1"):
         MAP(**wrong)
+
+
+def test_a_step_to_where_the_model_overflows_is_no_error():
+    class Cliff(Model):
+        batched = True
+
+        def sites(self, data):
+            return {"a": Site((), constraints.real)}
+
+        def log_joint(self, values, data, *, scale=1.0):
+            a = values["a"]
+            if bool((a > 3.0).any()):
+                raise DataError("matrix must be finite, got inf")
+            return 40.0 * a - a.exp()
+
+    with pytest.warns(ConvergenceWarning):
+        post = pk.infer(Cliff(), torch.zeros(1), MAP(restarts=2), rng=0)
+    assert float(post.sample_stats["lp"]) == pytest.approx(
+        float(Cliff().log_joint({"a": post.draws["a"]}, None))
+    )
