@@ -15,6 +15,7 @@ from probkit.density import check_log_joint, initial_values, log_joint_of
 from probkit.errors import CapabilityError, ConvergenceWarning, DataError
 from probkit.files import storable
 from probkit.posterior import Posterior, make_posterior
+from probkit.rng import scope
 from probkit.sampler import Problem, Sampler, Step
 from probkit.sources import Draws
 from probkit.tree import Tree, map_tensors
@@ -188,17 +189,21 @@ def _lbfgs(
     def closure() -> Tensor:
         optimizer.zero_grad()
         try:
-            with torch.enable_grad():
+            # Warnings at trial points are of no interest; those at the optimum come again.
+            with torch.enable_grad(), scope(quiet=True):
                 loss = objective(position)
-        except DataError:  # A step of the line search to where the model overflows.
-            position.grad = torch.zeros_like(position)
-            return position.new_tensor(math.inf)
-        loss.backward()
+                loss.backward()
+        except DataError:
+            loss = position.new_tensor(math.inf)
         gradient = position.grad
         value = float(loss.detach())
-        if math.isfinite(value) and gradient is not None:
+        if math.isfinite(value) and gradient is not None and bool(gradient.isfinite().all()):
             seen.append((value, position.detach().clone(), float(gradient.abs().max())))
-        return loss.detach()
+            return loss.detach()
+        # A trial step to where the model overflows. The line search interpolates, so the value must
+        # be finite; a flat peak above all that was seen sends it back.
+        position.grad = torch.zeros_like(position)
+        return position.new_tensor(1e6 * (1.0 + max((abs(v) for v, _, _ in seen), default=0.0)))
 
     optimizer.step(closure)
     if not seen:

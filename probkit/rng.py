@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import random
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from probkit.errors import DataError
+from probkit.errors import DataError, NumericsWarning
 
 __all__ = ["Rng", "randn", "require_rng", "scope", "seed_of", "stream"]
 
@@ -111,7 +112,11 @@ def randn(
 
 @contextlib.contextmanager
 def scope(
-    *, rng: Rng | None = None, validate: bool | None = None, foreign: bool = False
+    *,
+    rng: Rng | None = None,
+    validate: bool | None = None,
+    foreign: bool = False,
+    quiet: bool = False,
 ) -> Iterator[None]:
     """Run code that ignores generators (Pyro, torch distributions, ``optimize_acqf``) on ``rng``.
 
@@ -124,6 +129,7 @@ def scope(
         rng: Seed or generator for the global stream; None leaves the stream alone.
         validate: Argument validation of distributions inside; None leaves it as it is.
         foreign: Swap the global streams of NumPy and Python as well, for programs by others.
+        quiet: Drop numerical warnings of probkit inside, for trial points that nobody keeps.
 
     Example:
         >>> before = torch.get_rng_state()
@@ -136,6 +142,9 @@ def scope(
         if validate is not None:
             stack.callback(Distribution.set_default_validate_args, Distribution._validate_args)
             Distribution.set_default_validate_args(validate)
+        if quiet:
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore", NumericsWarning)
         if rng is not None:
             generator = rng if isinstance(rng, torch.Generator) else stream(rng, "scope")
             if foreign:
