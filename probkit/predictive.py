@@ -138,7 +138,8 @@ class Analytic:
 
     def log_prob(self, y: Tensor) -> Tensor:
         """Log density [*batch_shape] of the distribution."""
-        return self.dist.log_prob(_values_of(y, _sample_like(self.dist)))
+        obs = self.dist.batch_shape + self.dist.event_shape
+        return self.dist.log_prob(_fitting(_values_of(y, _sample_like(self.dist)), obs))
 
     def sample(self, n: int, *, rng: Rng) -> Tensor:
         """Draw [n, *obs]."""
@@ -204,7 +205,8 @@ class Mixture:
 
     def log_prob(self, y: Tensor) -> Tensor:
         """Log density of the mixture."""
-        value = _values_of(y, _sample_like(self.dist))
+        obs = self.dist.batch_shape[1:] + self.dist.event_shape
+        value = _fitting(_values_of(y, _sample_like(self.dist)), obs)
         return D.mixture_log_prob(self.dist, self.log_weights, value)
 
     def sample(self, n: int, *, rng: Rng) -> Tensor:
@@ -335,6 +337,20 @@ def _values_of(y: Any, like: Tensor) -> Tensor:
     """Read observed values, arrays and frames included, in the precision of the predictive."""
     value = as_tensor(y, name="y").to(like.device)
     return value.to(like.dtype) if value.is_floating_point() else value
+
+
+def _fitting(value: Tensor, obs: torch.Size) -> Tensor:
+    """Refuse values that would broadcast the predicted dims: [row, 1] against [row], say."""
+    shape = tuple(value.shape)
+    lead = max(0, len(shape) - len(obs))
+    if lead:
+        fits = shape[lead:] == tuple(obs)
+    else:
+        padded = (1,) * (len(obs) - len(shape)) + shape
+        fits = all(size in (1, wanted) for size, wanted in zip(padded, obs, strict=True))
+    if not fits:
+        raise ShapeError(f"log_prob: expected y [*, *obs] with obs = {tuple(obs)}, got {shape}")
+    return value
 
 
 def predict_by_simulation(

@@ -287,3 +287,14 @@ def test_a_model_without_simulate():
     post = Posterior(Draws({"a": torch.zeros(1, 1)}), Silent())
     with pytest.raises(CapabilityError, match="predict needs simulate.*Silent lacks it"):
         post.predict(1, rng=0)
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (2,), (1, 3, 1), (4, 2)])
+def test_values_that_would_broadcast_the_prediction_are_refused(shape):
+    normal = torch.distributions.Normal(torch.zeros(3), 1.0)
+    pair = torch.distributions.Normal(torch.zeros(2, 3), 1.0)
+    for law in (Analytic(normal), Mixture(pair, torch.zeros(2))):
+        with pytest.raises(ShapeError, match=r"log_prob: expected y .* obs = \(3,\), got"):
+            law.log_prob(torch.zeros(shape))
+        assert law.log_prob(torch.zeros(5, 3)).shape == (5, 3)
+        assert law.log_prob(torch.zeros(())).shape == (3,)
