@@ -203,4 +203,3 @@ def _kept(positions: list[Tensor], stats: list[dict[str, Tensor]]) -> Tree:
         "flat": torch.stack(positions, dim=1),
         "stats": {name: torch.stack([s[name] for s in stats], dim=1) for name in names},
     }
-

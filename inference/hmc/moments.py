@@ -15,13 +15,13 @@ class Moments(NamedTuple):
     """Running moments of each chain (Welford 1962).
 
     Attributes:
-        count: Number of positions.
+        positions: Number of positions.
         mean: [chain, D].
         scatter: Sums of squared deviations [chain, D], or of outer products [chain, D, D].
         energy: Mean potential [chain].
     """
 
-    count: int
+    positions: int
     mean: Tensor
     scatter: Tensor
     energy: Tensor
@@ -35,7 +35,7 @@ class Moments(NamedTuple):
 
     def add(self, position: Tensor, energy: Tensor) -> Moments:
         """Add one position [chain, D] and its potential [chain] for every chain."""
-        count = self.count + 1
+        count = self.positions + 1
         before = position - self.mean
         mean = self.mean + before / count
         after = position - mean
@@ -72,16 +72,16 @@ def pooled(moments: Moments) -> Tensor | None:
     """
     keep = trusted(moments)
     chains = int(keep.sum())
-    total = chains * moments.count
+    total = chains * moments.positions
     if chains == 0 or total < 2:
         return None
     mean, scatter = moments.mean[keep], moments.scatter[keep].sum(0)
     apart = mean - mean.mean(0)
     if scatter.ndim == 2:
-        scatter = scatter + moments.count * apart.T @ apart
+        scatter = scatter + moments.positions * apart.T @ apart
         target = 1e-3 * torch.eye(len(scatter), dtype=scatter.dtype, device=scatter.device)
     else:
-        scatter = scatter + moments.count * apart.square().sum(0)
+        scatter = scatter + moments.positions * apart.square().sum(0)
         target = torch.full_like(scatter, 1e-3)
     share = total / (total + 5.0)
     variance = share * scatter / (total - 1) + (1.0 - share) * target

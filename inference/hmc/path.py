@@ -43,7 +43,7 @@ class PathLength(NamedTuple):
         log_length: Log of the current longest path.
         log_average: Log of the averaged longest path, the one to keep.
         square: Adam's running mean of squared gradients.
-        count: Number of updates.
+        updates: Number of updates.
         centre: Running mean [D] of positions.
         seen: Number of positions averaged, in transitions.
     """
@@ -51,7 +51,7 @@ class PathLength(NamedTuple):
     log_length: float
     log_average: float
     square: float
-    count: int
+    updates: int
     centre: Tensor
     seen: int
 
@@ -64,7 +64,7 @@ class PathLength(NamedTuple):
     def restart(self, length: float) -> PathLength:
         """Begin again at another length, in new whitened coordinates."""
         log = math.log(length)
-        return self._replace(log_length=log, log_average=log, square=0.0, count=0)
+        return self._replace(log_length=log, log_average=log, square=0.0, updates=0)
 
     def update(
         self, metric: Metric, start: Tensor, end: Phase, acceptance: Tensor, jitter: float
@@ -96,7 +96,7 @@ class PathLength(NamedTuple):
 
     def _climb(self, gradient: float) -> PathLength:
         """Take one step of Adam (without momentum) along the gradient by the log length."""
-        count = self.count + 1
+        count = self.updates + 1
         square = _BETA2 * self.square + (1.0 - _BETA2) * gradient**2
         scale = math.sqrt(square / (1.0 - _BETA2**count)) + _TINY
         change = max(-_MOST_CHANGE, min(_MOST_CHANGE, _RATE * gradient / scale))
@@ -104,5 +104,5 @@ class PathLength(NamedTuple):
         share = count**-0.5
         log_average = share * log_length + (1.0 - share) * self.log_average
         return self._replace(
-            log_length=log_length, log_average=log_average, square=square, count=count
+            log_length=log_length, log_average=log_average, square=square, updates=count
         )

@@ -11,9 +11,10 @@ from probkit.density import log_joint_of
 from probkit.errors import CapabilityError, DataError
 from probkit.unconstrained import Unconstrained
 
-__all__ = ["Potential"]
+__all__ = ["FAILURES", "Potential"]
 
-_FAILURES = (torch.linalg.LinAlgError, DataError)
+# What factorisations raise for a matrix that is not positive definite.
+FAILURES = (torch.linalg.LinAlgError, DataError)  # type: ignore[attr-defined]
 
 
 class Potential:
@@ -75,7 +76,7 @@ class Potential:
         """Return potential [chain] and gradient [chain, D] at ``position`` [chain, D]."""
         try:
             energy, gradient = self.raw(position)
-        except _FAILURES:
+        except FAILURES:
             energy, gradient = self._one_by_one(position)
         if bool(torch.isfinite(energy.sum() + gradient.sum())):
             return energy, gradient
@@ -88,7 +89,7 @@ class Potential:
         for row in position.split(1):
             try:
                 energy, gradient = self.raw(row)
-            except _FAILURES:
+            except FAILURES:
                 energy, gradient = row.new_full((1,), torch.inf), torch.zeros_like(row)
             energies.append(energy)
             gradients.append(gradient)

@@ -12,7 +12,7 @@ from torch import Tensor
 from probkit.density import check_log_joint, initial_values
 from probkit.errors import DataError, ShapeError
 from probkit.files import storable
-from probkit.inference.hmc.potential import Potential
+from probkit.inference.hmc.potential import FAILURES, Potential
 from probkit.posterior import Posterior
 from probkit.unconstrained import Unconstrained
 
@@ -138,7 +138,7 @@ def _explain(potential: Potential, position: Tensor, chain: int, rng: torch.Gene
     name = type(potential.model).__name__
     try:
         energy, gradient = potential.raw(position[None])
-    except (torch.linalg.LinAlgError, DataError) as error:
+    except FAILURES as error:
         return (
             f"log_joint of {name} fails at the starting point of chain {chain} ({error}); check "
             "the data, or give the model initial_values"
@@ -159,9 +159,7 @@ def _explain(potential: Potential, position: Tensor, chain: int, rng: torch.Gene
     )
 
 
-def _cures(
-    potential: Potential, position: Tensor, part: slice, rng: torch.Generator
-) -> bool:
+def _cures(potential: Potential, position: Tensor, part: slice, rng: torch.Generator) -> bool:
     """Tell whether other values of one site alone make the density finite."""
     probes = position.repeat(_PROBES, 1)
     shape = probes[:, part].shape

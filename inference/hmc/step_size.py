@@ -28,14 +28,14 @@ class DualAveraging(NamedTuple):
         log_average: [chain] log of the averaged step size, the one to keep.
         error: [chain] running mean of target minus acceptance.
         centre: [chain] the value towards which log steps shrink.
-        count: Number of updates.
+        updates: Number of updates.
     """
 
     log_step: Tensor
     log_average: Tensor
     error: Tensor
     centre: Tensor
-    count: int
+    updates: int
 
     @classmethod
     def start(cls, step: Tensor) -> DualAveraging:
@@ -45,7 +45,7 @@ class DualAveraging(NamedTuple):
 
     def update(self, acceptance: Tensor, target: float) -> DualAveraging:
         """Learn from the acceptance probabilities [chain] of one transition."""
-        count = self.count + 1
+        count = self.updates + 1
         weight = 1.0 / (count + _T0)
         error = (1.0 - weight) * self.error + weight * (target - acceptance)
         log_step = self.centre - math.sqrt(count) / _GAMMA * error

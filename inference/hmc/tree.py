@@ -11,7 +11,6 @@ biased progressive between the old tree and the new subtree.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -124,12 +123,10 @@ def draw_tree(
         random = uniforms[rows, used : used + 2 + 2 * blocks_of(depth)]
         used += random.shape[1]
         forward = (random[:, 0] < 0.5).long()
-        near = _map_phase(lambda part, side=forward: part[side, rows], ends)
+        near = _take(ends, forward, rows)
         far_momentum = ends.momentum[1 - forward, rows]
         signed = torch.where(forward.bool(), step[rows], -step[rows])[:, None]
-        tree = _subtree(
-            potential, metric, near, signed, start_energy[rows], depth, random[:, 2:]
-        )
+        tree = _subtree(potential, metric, near, signed, start_energy[rows], depth, random[:, 2:])
         accepted = accepted.index_add(0, rows, tree.accepted)
         visited = visited.index_add(0, rows, tree.visited)
         diverging = diverging.index_put((rows,), tree.diverged)
@@ -145,14 +142,7 @@ def draw_tree(
         log_weight = log_weight.index_put(
             (grown,), torch.logaddexp(old_weight, tree.log_weight)[whole]
         )
-        side = forward[whole]
-        ends = _zip_phase(
-            lambda old, new, side=side, grown=grown, whole=whole: old.index_put(
-                (side, grown), new[whole]
-            ),
-            ends,
-            tree.end,
-        )
+        ends = _put(ends, forward[whole], grown, _only(tree.end, whole))
         rows = rows[whole & ~turned]
         if len(rows) == 0:
             break
@@ -290,16 +280,21 @@ def _twice(part: Tensor) -> Tensor:
     return torch.stack([part, part])
 
 
-def _map_phase(function: Callable[[Tensor], Tensor], phase: Phase) -> Phase:
-    """Apply ``function`` to the parts that the integrator goes on from; the energy stays."""
-    point, momentum = phase
-    moved = Point(function(point.position), function(point.energy), function(point.gradient))
-    return Phase(moved, function(momentum))
+def _take(ends: Phase, side: Tensor, rows: Tensor) -> Phase:
+    """Take the ends ``side`` of the chains ``rows``."""
+    point = Point(*(part[side, rows] for part in ends.point))
+    return Phase(point, ends.momentum[side, rows])
 
 
-def _zip_phase(function: Callable[[Tensor, Tensor], Tensor], a: Phase, b: Phase) -> Phase:
-    point = Point(*(function(x, y) for x, y in zip(a.point, b.point, strict=True)))
-    return Phase(point, function(a.momentum, b.momentum))
+def _put(ends: Phase, side: Tensor, rows: Tensor, new: Phase) -> Phase:
+    """Replace the ends ``side`` of the chains ``rows``."""
+    place = (side, rows)
+    point = Point(*(a.index_put(place, b) for a, b in zip(ends.point, new.point, strict=True)))
+    return Phase(point, ends.momentum.index_put(place, new.momentum))
+
+
+def _only(phase: Phase, rows: Tensor) -> Phase:
+    return Phase(Point(*(part[rows] for part in phase.point)), phase.momentum[rows])
 
 
 def _put_point(point: Point, rows: Tensor, new: Point, take: Tensor) -> Point:

@@ -102,7 +102,7 @@ def _joint_questions() -> Tensor:
 
 
 def joint_turns(a: Span, b: Span) -> Tensor:
-    """Tell for each chain [chain] whether the join of ``a`` with ``b``, which follows, has turned."""
+    """Tell for each chain [chain] whether ``a``, joined with ``b`` that follows, has turned."""
     vectors = torch.stack([*a, *b], dim=1)
     return _any_turned(vectors, _joint_questions().to(vectors))
 

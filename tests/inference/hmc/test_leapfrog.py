@@ -98,9 +98,7 @@ def test_whitening_is_a_change_of_coordinates(generator):
 
         z = metric.whiten(start.point.position)
         torch.testing.assert_close(z @ root.T, start.point.position)
-        other = trajectory(
-            whitened, unit, Phase(Point(z, *whitened(z)), start.momentum), step, 10
-        )
+        other = trajectory(whitened, unit, Phase(Point(z, *whitened(z)), start.momentum), step, 10)
         end = trajectory(quartic, metric, start, step, 10)
         torch.testing.assert_close(other.point.position @ root.T, end.point.position)
         torch.testing.assert_close(other.momentum, end.momentum)

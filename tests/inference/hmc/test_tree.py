@@ -76,9 +76,7 @@ def test_a_subtree_is_its_leaves_written_out(generator, depth):
     start = begin(chains, generator)
     step = 0.5 ** (1 + torch.arange(chains, dtype=torch.float64) % 6)[:, None]
     step[::2] *= -1
-    uniforms = torch.rand(
-        chains, 2 * blocks_of(depth), generator=generator, dtype=torch.float64
-    )
+    uniforms = torch.rand(chains, 2 * blocks_of(depth), generator=generator, dtype=torch.float64)
     energy0 = start.point.energy + kinetic(start.momentum)
     found = _subtree(oval, UNIT, start, step, energy0, depth, uniforms)
     path, phase = [], start
@@ -107,9 +105,7 @@ def leaf_z(generator, depth=4, chains=20_000):
     """Largest |z| of how often each leaf is the candidate, against its weight."""
     start = begin(chains, generator, same=True)
     step = torch.full((chains, 1), 0.12, dtype=torch.float64)
-    uniforms = torch.rand(
-        chains, 2 * blocks_of(depth), generator=generator, dtype=torch.float64
-    )
+    uniforms = torch.rand(chains, 2 * blocks_of(depth), generator=generator, dtype=torch.float64)
     energy0 = start.point.energy + kinetic(start.momentum) + 0.0
     found = _subtree(steep, UNIT, start, step, energy0, depth, uniforms)
     errors, phase = [], Phase(*(part for part in start))
@@ -152,9 +148,7 @@ def test_a_chain_alone_draws_the_same_tree(generator):
     for k in range(chains):
         one = slice(k, k + 1)
         point = Point(*(part[one] for part in start.point))
-        alone = draw_tree(
-            oval, UNIT, point, start.momentum[one], step[one], uniforms[one], depth
-        )
+        alone = draw_tree(oval, UNIT, point, start.momentum[one], step[one], uniforms[one], depth)
         torch.testing.assert_close(alone.point.position, together.point.position[one])
         for name, value in alone.stats.items():
             torch.testing.assert_close(value, together.stats[name][one], msg=name)
