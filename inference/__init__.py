@@ -7,6 +7,7 @@ pieces of particle methods are in :mod:`probkit.inference.smc`.
 from __future__ import annotations
 
 from probkit.inference.direct import Direct
+from probkit.inference.em import EM
 from probkit.inference.guides import Fixed, FullRank, LowRank, MeanField
 from probkit.inference.hmc import HMC, NUTS
 from probkit.inference.importance import ImportanceSampling
@@ -23,6 +24,7 @@ from probkit.inference.smc import (
 from probkit.inference.svi import SVI
 
 __all__ = [
+    "EM",
     "HMC",
     "MAP",
     "NUTS",
