@@ -14,6 +14,7 @@ from probkit.inference.smc.cloud import (
 )
 from probkit.inference.smc.diagnostics import EvidenceEstimate, degeneracy, evidence
 from probkit.inference.smc.filters import ParticleFilter, filter_step, log_evidence_estimate
+from probkit.inference.smc.fisher import Score, ScoreAscent, score
 from probkit.inference.smc.gibbs import ParticleGibbs, conditional_sweep
 from probkit.inference.smc.paris import PPG, PaRIS, parisian_sweep, smooth
 from probkit.inference.smc.pmmh import ParticleMarginalMH
@@ -25,7 +26,6 @@ from probkit.inference.smc.resampling import (
     stratified,
     systematic,
 )
-from probkit.inference.smc.score import Score, ScoreAscent, score
 from probkit.inference.smc.tempered import SMC
 
 __all__ = [

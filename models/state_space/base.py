@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
-from torch.distributions.constraints import Constraint
 
 from probkit.data import as_tensor
 from probkit.errors import CapabilityError, DataError
@@ -28,17 +27,15 @@ class StateSpaceModel(Model):
     (states without a time index: the process is homogeneous). Its data is y [step, *observation];
     NaN entries are missing observations where the subclass says so.
 
-    ``prior`` names the parameters that are unknown: they become the model's sites, and
-    :meth:`at` returns the model with values put in.
+    ``prior`` names the parameters that are unknown: they become the model's sites, with the
+    supports of their laws, and :meth:`at` returns the model with values put in.
 
     Attributes:
         local_weights: The weight of a step looks at the new state only, so that backward sampling
             needs the transition density alone.
-        supports: Parameter name -> support, for those that may be unknown.
     """
 
     local_weights: ClassVar[bool] = True
-    supports: ClassVar[Mapping[str, Constraint]] = {}
     prior: Mapping[str, Distribution]
 
     # ------------------------------------------------------------------ what a subclass gives
@@ -107,9 +104,8 @@ class StateSpaceModel(Model):
         for name, law in self.prior.items():
             shape = law.batch_shape + law.event_shape
             dims = tuple(f"{name}_{axis}" for axis in range(len(shape)))
-            support = self.supports.get(name) or law.support
-            assert support is not None  # every law of torch has one
-            found[name] = Site(shape, support, dims)
+            assert law.support is not None  # every law of torch has one
+            found[name] = Site(shape, law.support, dims)
         return found
 
     def at(self, values: Values) -> StateSpaceModel:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, constraints
-from torch.distributions.constraints import Constraint
+from torch.distributions import Distribution
 
 from probkit.data import as_tensor
 from probkit.errors import DataError, ShapeError
@@ -45,12 +44,6 @@ class DiscreteHMM(StateSpaceModel):
     transition: Tensor
     emission: Tensor
     prior: Mapping[str, Distribution] = field(default_factory=dict)
-
-    supports: ClassVar[Mapping[str, Constraint]] = {
-        "initial": constraints.simplex,
-        "transition": constraints.independent(constraints.simplex, 1),
-        "emission": constraints.independent(constraints.simplex, 1),
-    }
 
     def __post_init__(self) -> None:
         for name in ("initial", "transition", "emission"):

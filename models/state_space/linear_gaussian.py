@@ -6,12 +6,10 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, constraints
-from torch.distributions.constraints import Constraint
+from torch.distributions import Distribution
 
 from probkit.data import as_tensor
 from probkit.errors import DataError, ShapeError
@@ -56,12 +54,6 @@ class LinearGaussian(StateSpaceModel):
     initial_mean: Tensor | None = None
     initial_cov: Tensor | None = None
     prior: Mapping[str, Distribution] = field(default_factory=dict)
-
-    supports: ClassVar[Mapping[str, Constraint]] = {
-        "transition_cov": constraints.positive_definite,
-        "observation_cov": constraints.positive_definite,
-        "initial_cov": constraints.positive_definite,
-    }
 
     def __post_init__(self) -> None:
         for name in ("transition", "transition_cov", "observation", "observation_cov"):
@@ -124,6 +116,8 @@ class LinearGaussian(StateSpaceModel):
         mean = self.transition.new_zeros(states) if self.initial_mean is None else self.initial_mean
         if self.initial_cov is not None:
             return mean, self.initial_cov
+        if states == 1:
+            return mean, self.transition_cov / (1 - self.transition.square())
         # P = A P A' + Q, row by row: vec P = (I - A kron A)^-1 vec Q.
         kron = torch.kron(self.transition, self.transition)
         eye = torch.eye(states * states, dtype=kron.dtype, device=kron.device)
@@ -132,52 +126,55 @@ class LinearGaussian(StateSpaceModel):
         return mean, 0.5 * (covariance + covariance.mT)
 
     @functools.cached_property
-    def _factors(self) -> Mapping[str, Tensor]:
-        """Cholesky factors."""
-        return {
-            "initial": torch.linalg.cholesky(self.initial_law[1]),
-            "transition": torch.linalg.cholesky(self.transition_cov),
-            "observation": torch.linalg.cholesky(self.observation_cov),
-        }
+    def _initial_factor(self) -> Tensor:
+        return _factor(self.initial_law[1])
+
+    @functools.cached_property
+    def _transition_factor(self) -> Tensor:
+        return _factor(self.transition_cov)
+
+    @functools.cached_property
+    def _observation_factor(self) -> Tensor:
+        return _factor(self.observation_cov)
 
     def sample_initial(self, n: int, *, like: Tensor, rng: torch.Generator) -> Tensor:
         """Draw x_0 [n, state]."""
         mean = self.initial_law[0].to(like).expand(n, -1)
-        return _draw(mean, self._factors["initial"].to(like), rng)
+        return _draw(mean, self._initial_factor.to(like), rng)
 
     def sample_next(self, old: Tensor, *, rng: torch.Generator) -> Tensor:
         """Draw x_(t+1) [n, state]."""
-        return _draw(_apply(self.transition.to(old), old), self._factors["transition"].to(old), rng)
+        return _draw(_apply(self.transition.to(old), old), self._transition_factor.to(old), rng)
 
     def sample_observation(self, state: Tensor, *, rng: torch.Generator) -> Tensor:
         """Draw y_t [n, feature]."""
         mean = _apply(self.observation.to(state), state)
-        return _draw(mean, self._factors["observation"].to(state), rng)
+        return _draw(mean, self._observation_factor.to(state), rng)
 
     def log_initial(self, new: Tensor) -> Tensor:
         """Return log N(x_0; m, P) [n]."""
-        return _log_normal(new - self.initial_law[0].to(new), self._factors["initial"].to(new))
+        return _log_normal(new - self.initial_law[0].to(new), self._initial_factor.to(new))
 
     def log_next(self, old: Tensor, new: Tensor) -> Tensor:
         """Return log N(x_(t+1); A x_t, Q) [n]."""
         difference = new - _apply(self.transition.to(new), old)
-        return _log_normal(difference, self._factors["transition"].to(new))
+        return _log_normal(difference, self._transition_factor.to(new))
 
     def log_observation(self, y: Tensor, state: Tensor) -> Tensor:
         """Return log N(y_t; C x_t, R) [n] over the features that are there."""
-        C, factor = self.observation.to(state), self._factors["observation"].to(state)
+        C, factor = self.observation.to(state), self._observation_factor.to(state)
         missing = torch.isnan(y)
         if bool(missing.any()):
             if bool(missing.all()):
                 return state.new_zeros(len(state))
             there = (~missing).nonzero().squeeze(1)
             C, y = C[there], y[there]
-            factor = torch.linalg.cholesky(self.observation_cov.to(state)[there][:, there])
+            factor = _factor(self.observation_cov.to(state)[there][:, there])
         return _log_normal(y - _apply(C, state), factor)
 
     def log_transition_bound(self, t: int, data: Tensor) -> Tensor:
         """Return the largest log transition density of step ``t``, the one at its mean."""
-        factor = self._factors["initial" if t == 0 else "transition"]
+        factor = self._initial_factor if t == 0 else self._transition_factor
         return -factor.diagonal().log().sum() - 0.5 * _LOG_2PI * factor.shape[0]
 
     # ------------------------------------------------------------------ guided proposal
@@ -216,6 +213,11 @@ def _matrix(value: object, name: str) -> Tensor:
     if tensor.ndim != 2:
         raise ShapeError(f"LinearGaussian: expected a matrix {name}, got {tuple(tensor.shape)}")
     return tensor
+
+
+def _factor(covariance: Tensor) -> Tensor:
+    """Lower Cholesky factor; the plain root of a 1 x 1 matrix differentiates much faster."""
+    return covariance.sqrt() if covariance.shape == (1, 1) else torch.linalg.cholesky(covariance)
 
 
 def _apply(matrix: Tensor, rows: Tensor) -> Tensor:

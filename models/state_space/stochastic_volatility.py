@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, constraints
-from torch.distributions.constraints import Constraint
+from torch.distributions import Distribution
 
 from probkit.data import as_tensor
 from probkit.errors import DataError, ShapeError
@@ -48,16 +47,11 @@ class StochasticVolatility(StateSpaceModel):
     scale: Tensor | float = 1.0
     prior: Mapping[str, Distribution] = field(default_factory=dict)
 
-    supports: ClassVar[Mapping[str, Constraint]] = {
-        "persistence": constraints.interval(-1.0, 1.0),
-        "volatility": constraints.positive,
-        "scale": constraints.positive,
-    }
-
     def __post_init__(self) -> None:
         for name in ("persistence", "volatility", "scale"):
             value = as_tensor(getattr(self, name), name=name).double()
-            if value.ndim != 0 or not bool(self.supports[name].check(value)):
+            inside = value.abs() < 1 if name == "persistence" else value > 0
+            if value.ndim != 0 or not bool(inside):
                 raise DataError(
                     "StochasticVolatility: expected numbers -1 < persistence < 1, volatility > 0 "
                     f"and scale > 0, got {name}={getattr(self, name)!r}"

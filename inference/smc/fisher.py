@@ -104,18 +104,28 @@ def score(
 def score_functional(model: Any, values: Values) -> Functional:
     """Return h(t, old, new, data) [n, parameter], the gradient of log m + log g of each pair.
 
-    By forward-mode differentiation, one pass for each entry of the parameters.
+    One gradient for each pair would take n backward passes. With weights v on the pairs, the
+    gradient of the weighted sum is linear in v, and its derivatives by v are the gradients wanted:
+    one backward pass for each entry of the parameters.
     """
     flat = torch.cat([value.detach().reshape(-1) for value in values.values()])
+    theta = flat.clone().requires_grad_()
+    with torch.enable_grad():
+        at = model.at(_unflatten(theta, values))
 
     def functional(t: int, old: Any, new: Any, data: Any) -> Tensor:
-        def log_terms(theta: Tensor) -> Tensor:
-            at = model.at(_unflatten(theta, values))
-            terms: Tensor = at.log_transition(t, old, new, data) + at.log_weight(t, old, new, data)
-            return terms
-
-        gradient: Tensor = torch.func.jacfwd(log_terms)(flat)
-        return gradient
+        with torch.enable_grad():
+            terms = at.log_transition(t, old, new, data) + at.log_weight(t, old, new, data)
+            if not terms.requires_grad:
+                return torch.zeros(len(terms), len(flat), dtype=flat.dtype, device=flat.device)
+            v = torch.zeros_like(terms, requires_grad=True)
+            total = torch.autograd.grad(terms, theta, v, create_graph=True)[0]
+            columns = [
+                torch.autograd.grad(entry, v, retain_graph=True, allow_unused=True)[0]
+                for entry in total
+            ]
+        empty = torch.zeros_like(terms)
+        return torch.stack([empty if c is None else c for c in columns], dim=1).detach()
 
     return functional
 
