@@ -17,6 +17,7 @@ from probkit.inference.hmc.metric import Metric, check_inverse_mass
 from probkit.inference.hmc.moments import Moments
 from probkit.inference.hmc.path import PathLength
 from probkit.inference.hmc.potential import Potential
+from probkit.inference.hmc.quiet import quiet_trials
 from probkit.inference.hmc.start import Start, starting_points
 from probkit.inference.hmc.step_size import DualAveraging, first_step_size
 from probkit.inference.hmc.tree import Transition
@@ -95,6 +96,10 @@ class HamiltonianSampler(Sampler):
 
     def init(self, problem: Problem, *, rngs: _Rngs) -> Tree:
         """Find starting points and first step sizes."""
+        with quiet_trials():
+            return self._begin(problem, rngs).tree()
+
+    def _begin(self, problem: Problem, rngs: _Rngs) -> ChainState:
         potential = Potential(problem.model, problem.data)
         size = potential.free.size
         if size == 0:
@@ -123,7 +128,7 @@ class HamiltonianSampler(Sampler):
             averaging=DualAveraging.start(step),
             moments=Moments.empty(position, self.dense),
             path=self._first_path(position, step, scaled),
-        ).tree()
+        )
 
     def _first_inverse_mass(self, size: int) -> Tensor | None:
         """Return the matrix that was given, checked; None where none was."""
@@ -133,8 +138,11 @@ class HamiltonianSampler(Sampler):
 
     def step(self, problem: Problem, state: Tree, *, rngs: _Rngs) -> Step:
         """Make ``chunk`` transitions of every chain."""
+        with quiet_trials():
+            return self._advance(problem, ChainState.of(state), rngs)
+
+    def _advance(self, problem: Problem, run: ChainState, rngs: _Rngs) -> Step:
         potential = Potential(problem.model, problem.data)
-        run = ChainState.of(state)
         total = self.warmup + self.draws
         count = min(self.chunk, total - run.draw)
         momenta, uniforms = self._random(run.point.position, rngs, count)

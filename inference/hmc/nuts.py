@@ -52,15 +52,19 @@ class NUTS(HamiltonianSampler):
 
     Example:
         >>> import torch
+        >>> from torch.distributions import constraints
         >>> from probkit import infer
-        >>> from probkit.kernels import NNGPKernel
-        >>> from probkit.marginal import Marginal
-        >>> from probkit.models import ScaleMixtureNNGP
-        >>> x = torch.linspace(-1, 1, 8, dtype=torch.float64)[:, None]
-        >>> model = Marginal(ScaleMixtureNNGP(NNGPKernel()))
-        >>> post = infer(model, (x, x[:, 0].sin()), NUTS(20, warmup=20), rng=0, chains=2)
-        >>> post.draws["noise_var"].shape
-        torch.Size([2, 20])
+        >>> from probkit.model import Model, Site
+        >>> class Coin(Model):
+        ...     batched = True
+        ...     def sites(self, data):
+        ...         return {"p": Site((), constraints.unit_interval)}
+        ...     def log_joint(self, values, data, *, scale=1.0):
+        ...         heads, tails = data
+        ...         return heads * values["p"].log() + tails * (-values["p"]).log1p()
+        >>> post = infer(Coin(), (7, 3), NUTS(50, warmup=50), rng=0, chains=4)
+        >>> post.draws["p"].shape
+        torch.Size([4, 50])
     """
 
     accept: float = 0.9

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,7 +12,13 @@ import torch
 from torch.distributions import constraints
 
 from probkit import infer
-from probkit.errors import CapabilityError, ConvergenceWarning, DataError, ShapeError
+from probkit.errors import (
+    CapabilityError,
+    ConvergenceWarning,
+    DataError,
+    NumericsWarning,
+    ShapeError,
+)
 from probkit.inference.hmc import HMC, NUTS
 from probkit.inference.hmc.potential import Potential
 from probkit.model import Model, Site
@@ -160,6 +168,21 @@ def test_heavy_tails_are_warned_of():
     with pytest.warns(ConvergenceWarning) as caught:
         infer(Funnel(), None, HMC(150, warmup=50, length=3.0), rng=1, chains=4)
     assert any("E-BFMI" in str(w.message) for w in caught)
+
+
+def test_trial_points_do_not_talk(recwarn):
+    """Jitter at points that are tried and rejected concerns nobody; filters are put back."""
+
+    def warns_far_out(a, b):
+        if bool((a.abs() > 3).any()):
+            warnings.warn("adding jitter", NumericsWarning, stacklevel=2)
+        return fine(a, b)
+
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(2) as executor:
+        run(warns_far_out, HMC(30, warmup=30, block=2), chains=8, executor=executor)
+    assert not [w for w in recwarn if issubclass(w.category, NumericsWarning)]
+    assert warnings.filters == before
 
 
 class Funnel(Model):
