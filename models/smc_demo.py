@@ -161,7 +161,7 @@ def _ancestry(ctx: DemoContext, model: StochasticVolatility, y: pd.Series) -> No
     ctx.text(
         f"""
         Who descends from whom? All 200 particles of the last day share {int(alive[0])} ancestors
-        on the first: the filter's own paths say next to nothing about the early days. Particle
+        on the first: the filter's own paths say little about the early days. Particle
         Gibbs with ancestor sampling runs 12 particles around its last path, again and again, and
         its paths keep apart.
         """
