@@ -30,7 +30,8 @@ class Direct(Sampler):
     """Condition a model in closed form.
 
     With ``infer(guide=)`` the guide is an amortised network: its parameters are trained already,
-    and the posterior is what it proposes for the data.
+    and the posterior is what it proposes for the data. Where ``hyper`` is a sampler the guide is
+    that sampler's, over the hyper-parameters.
 
     Args:
         hyper: How hyper-parameters are found. None keeps the values that the model holds; a
@@ -59,7 +60,6 @@ class Direct(Sampler):
 
     hyper: Any = None
     accepts_guide = True
-    needs_with_guide = ("sites",)
 
     def __post_init__(self) -> None:
         if not (self.hyper is None or isinstance(self.hyper, dict) or self._nested is not None):
@@ -80,6 +80,11 @@ class Direct(Sampler):
         return ("condition",)
 
     @property
+    def needs_with_guide(self) -> tuple[str, ...]:
+        """Only the sites for an amortised guide; a nested sampler takes the guide for itself."""
+        return ("sites",) if self._nested is None else self.needs
+
+    @property
     def block(self) -> int | None:
         """As the hyper-parameter sampler has it; one state for all chains without one."""
         return None if self._nested is None else self._nested.block
@@ -94,7 +99,7 @@ class Direct(Sampler):
             _fixed(problem, self.hyper)
             return {"chains": len(rngs)}
         inner = _marginal_problem(problem)
-        check_fit(inner.model, self._nested, None)
+        check_fit(inner.model, self._nested, inner.guide)
         return self._nested.init(inner, rngs=rngs)
 
     def step(self, problem: Problem, state: Tree, *, rngs: Any) -> Step:
@@ -133,7 +138,7 @@ class Direct(Sampler):
 
 
 def _marginal_problem(problem: Problem) -> Problem:
-    return replace(problem, model=Marginal(problem.model), guide=None)
+    return replace(problem, model=Marginal(problem.model))
 
 
 def _fixed(problem: Problem, hyper: Mapping[str, Any] | None) -> Values | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any, ClassVar, Literal
 
 import gpytorch
@@ -133,8 +134,8 @@ class ScaleMixtureNNGP(Model):
         object.__setattr__(self, "scale", as_scale_law(self.scale))
         for name in ("noise_var", "hyper_scale"):
             value = getattr(self, name)
-            if not 0 < float(value) < math.inf:
-                raise DataError(f"{name}: expected a finite number > 0, got {value}")
+            if not isinstance(value, Real) or not 0 < float(value) < math.inf:
+                raise DataError(f"{name}: expected a finite number > 0, got {value!r}")
         if self.noise_in not in ("scale", "outside"):
             raise DataError(f"noise_in: expected 'scale' or 'outside', got {self.noise_in!r}")
         if self.learn is not None:

@@ -91,7 +91,7 @@ def run(ctx: DemoContext) -> None:
         axes[0, 0].set_ylabel("school")
     plots.density_plot(
         axes[0, 1],
-        {"mean": draws["mean"].numpy(), "spread": draws["spread"].clamp(max=40).numpy()},
+        {"mean": draws["mean"].numpy(), "spread": draws["spread"].numpy()},
     )
     ctx.figure(fig, "schools", "School effects shrunk towards each other, and the population")
     ctx.table(exact.summary(), "Posterior summary (weighted draws)")

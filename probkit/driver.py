@@ -23,7 +23,7 @@ from probkit.guide import Guide
 from probkit.loader import Loader
 from probkit.model import prepare
 from probkit.posterior import Posterior, first_chains, join_chains
-from probkit.rng import Rng, seed_of, stream
+from probkit.rng import Rng, draw_count, seed_of, stream
 from probkit.sampler import Callback, Info, Problem, Sampler, check_fit, default_sampler
 from probkit.tree import Tree, leaves
 
@@ -82,8 +82,10 @@ def infer(
         >>> post.predict(x).mean.shape
         torch.Size([8])
     """
-    if not isinstance(chains, int) or chains < 1:
-        raise DataError(f"infer: expected chains >= 1, got {chains!r}")
+    chains = draw_count(chains, "chains")
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+        raise DataError(f"callbacks: expected a list of functions, got {callbacks!r}")
+    checkpoint = _as_checkpoint(checkpoint)
     converted = convert(data)
     is_loader = isinstance(data, Loader)
     prepared = data.prepared(model) if is_loader else prepare(model, converted.data)
@@ -100,8 +102,6 @@ def infer(
     problem = Problem(model, prepared, guide, coords)
     seed = seed_of(rng)
     plan = _Plan(seed, chains, getattr(sampler, "block", 1), device_of(prepared))
-    if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
-        checkpoint = Checkpoint(checkpoint)
     marks = {} if checkpoint is None else fingerprint(model, sampler, guide, prepared, seed, chains)
     started = time.perf_counter()
     if executor is None:
@@ -121,6 +121,17 @@ def infer(
         **({} if outcome.reason is None else {"stopped_by": outcome.reason}),
     }
     return replace(posterior, attrs={**attrs, **posterior.attrs})
+
+
+def _as_checkpoint(checkpoint: str | Path | Checkpoint | None) -> Checkpoint | None:
+    """Read a path as a checkpoint, and see that it can be a folder before any work is done."""
+    if checkpoint is None:
+        return None
+    plan = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
+    path = Path(plan.path)
+    if path.exists() and not path.is_dir():
+        raise DataError(f"checkpoint: expected a folder, {str(path)!r} is a file; choose another")
+    return plan
 
 
 def _as_guide(guide: Any) -> Guide | None:

@@ -16,7 +16,7 @@ from probkit.errors import CapabilityError, DataError, ShapeError
 from probkit.files import can_pack, class_name, read_folder, storable, write_folder
 from probkit.model import Values
 from probkit.predictive import Predictive
-from probkit.rng import Rng
+from probkit.rng import Rng, draw_count
 from probkit.sampler import Problem
 from probkit.sources import Fitted, Population, Source
 
@@ -142,9 +142,7 @@ class Posterior:
 
     def sample(self, n: int, *, rng: Rng) -> Values:
         """Draw ``n`` joint values [n, *site] from the posterior."""
-        if n < 1:
-            raise DataError(f"sample: expected n >= 1, got {n}")
-        return self.source.sample(n, model=self.model, data=self.context.data, rng=rng)
+        return self.source.sample(draw_count(n), model=self.model, data=self.context.data, rng=rng)
 
     def predict(
         self,

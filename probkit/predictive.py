@@ -19,7 +19,7 @@ from probkit import distributions as D
 from probkit.data import as_tensor
 from probkit.errors import CapabilityError, DataError, ShapeError
 from probkit.numerics import log_softmax_weights
-from probkit.rng import Rng, require_rng, scope, stream
+from probkit.rng import Rng, draw_count, require_rng, scope, stream
 from probkit.tree import map_tensors
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class Analytic:
     def sample(self, n: int, *, rng: Rng) -> Tensor:
         """Draw [n, *obs]."""
         with scope(rng=rng):
-            return self.dist.sample(torch.Size([n]))
+            return self.dist.sample(torch.Size([draw_count(n)]))
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,8 @@ class Mixture:
     def sample(self, n: int, *, rng: Rng) -> Tensor:
         """Draw [n, *obs]; the entries of one draw share their component."""
         seed = stream(rng, "component", device=self.log_weights.device)
-        index = torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=seed)
+        weights = self.log_weights.exp()
+        index = torch.multinomial(weights, draw_count(n), replacement=True, generator=seed)
         with scope(rng=stream(seed, "value", device=self.log_weights.device)):
             return D.select(self.dist, index).sample()
 
@@ -318,7 +319,7 @@ class Empirical:
         """Draw ``n`` of the values with replacement."""
         generator = stream(rng, "empirical")
         weights = self.weights.cpu()
-        index = torch.multinomial(weights, n, replacement=True, generator=generator)
+        index = torch.multinomial(weights, draw_count(n), replacement=True, generator=generator)
         if isinstance(self.values, Tensor):
             return self.values[index.to(self.values.device)]
         return [self.values[i] for i in index.tolist()]

@@ -21,7 +21,7 @@ from torch.distributions import Distribution
 
 from probkit.errors import DataError, NumericsWarning
 
-__all__ = ["Rng", "randn", "require_rng", "scope", "seed_of", "stream"]
+__all__ = ["Rng", "draw_count", "randn", "require_rng", "scope", "seed_of", "stream"]
 
 Rng = int | torch.Generator
 
@@ -64,6 +64,17 @@ def require_rng(rng: Rng | None, what: str) -> Rng:
     if rng is None:
         raise DataError(f"{what} draws random numbers: expected rng=<int or generator>, got none")
     return rng
+
+
+def draw_count(n: int, what: str = "sample") -> int:
+    """Return the number of draws asked for.
+
+    Raises:
+        DataError: ``n`` is not a whole number of at least 1.
+    """
+    if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
+        raise DataError(f"{what}: expected a whole number of draws n >= 1, got {n!r}")
+    return int(n)
 
 
 def _key_word(part: int | str) -> int:

@@ -222,7 +222,7 @@ def test_blocks_join_and_padding_is_dropped():
 
 
 def test_sample_needs_a_positive_number():
-    with pytest.raises(DataError, match="sample: expected n >= 1, got 0"):
+    with pytest.raises(DataError, match="sample: expected a whole number of draws n >= 1, got 0"):
         block(0.0).sample(0, rng=0)
     with pytest.raises(DataError, match="rng must be an integer"):
         block(0.0).sample(1, rng=None)

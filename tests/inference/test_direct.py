@@ -142,3 +142,46 @@ def test_an_amortised_guide_needs_no_closed_form():
     draws = post.sample(4000, rng=1)["mean"]
     sd = math.exp(-2.0)
     assert abs(float(draws.mean()) - 3.0) < 4 * sd / 4000**0.5
+
+
+def test_a_guide_goes_to_the_sampler_of_the_hyper_parameters():
+    """Importance sampling of hyper-parameters with a fitted guide as proposal."""
+    from probkit.inference import FullRank, ImportanceSampling
+
+    model, data = problem()
+    model = ScaleMixtureNNGP(model.kernel, learn=("noise_var",))
+    fit = pk.infer(Marginal(model), data, SVI(steps=300), guide=FullRank(), rng=0)
+    proposal = Fixed(fit.source.guide, fit.source.params[0])
+    sampler = Direct(hyper=ImportanceSampling(400))
+    post = pk.infer(model, data, sampler, guide=proposal, rng=0)
+    assert post.log_weights.shape == (1, 400)
+    assert isinstance(post.predict(data[0]), pk.Mixture)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"chains": 0}, "chains: expected a whole number"),
+        ({"chains": 2.0}, "chains: expected a whole number"),
+        ({"callbacks": print}, "callbacks: expected a list of functions"),
+    ],
+)
+def test_bad_options_of_infer_are_named(options, text):
+    with pytest.raises(DataError, match=text):
+        pk.infer(ConjugateNormal(), normal_data(), Direct(), rng=0, **options)
+
+
+def test_a_checkpoint_must_be_a_folder(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("")
+    with pytest.raises(DataError, match="expected a folder"):
+        pk.infer(ConjugateNormal(), normal_data(), Direct(), rng=0, checkpoint=path)
+
+
+@pytest.mark.parametrize("n", [0, -1, 2.5, True])
+def test_numbers_of_draws_are_checked(n):
+    post = pk.infer(ConjugateNormal(), normal_data(), Direct(), rng=0)
+    with pytest.raises(DataError, match="whole number of draws"):
+        post.sample(n, rng=0)
+    with pytest.raises(DataError, match="whole number of draws"):
+        post.predict(2).sample(n, rng=0)
