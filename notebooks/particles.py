@@ -334,7 +334,7 @@ with plots.style():
     ticks = [i for i in range(1, days) if y.index[i].month != y.index[i - 1].month]
     ax.set_xticks(ticks, [f"{y.index[i]:%b}" for i in ticks])
     ax.set(ylabel="daily volatility (%)", ylim=(0, 19))
-    ax.legend(ncols=2, loc="upper center")
+    ax.legend(ncols=2, loc="upper right")
 fig
 
 # %% [markdown]
