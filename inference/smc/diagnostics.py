@@ -43,6 +43,7 @@ def evidence(posterior: Any) -> EvidenceEstimate:
         DataError: There is one chain only.
 
     Example:
+        >>> import torch
         >>> from probkit import infer
         >>> from probkit.inference.smc import ParticleFilter
         >>> from probkit.models.state_space import StochasticVolatility

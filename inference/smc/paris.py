@@ -21,7 +21,7 @@ from torch import Tensor
 from probkit.errors import DataError, NumericsWarning, ShapeError
 from probkit.files import storable
 from probkit.inference.smc.backward import BackwardDraws, backward_draws, needs_transition
-from probkit.inference.smc.cloud import Cloud, extend, reweight, spawn
+from probkit.inference.smc.cloud import Cloud, reweight, spawn
 from probkit.inference.smc.filters import (
     check_count,
     check_share,
@@ -320,7 +320,7 @@ def parisian_sweep(
         before = cloud
         chosen = take(before.particles, multinomial(before.weights, n, rng)) if t else None
         old = before.particles if chosen is None else chosen
-        new, _ = extend(model, t, old, data, rng=rng)
+        new = model.extend(t, old, data, rng=rng)
         if reference is not None:
             slot = torch.randint(n, (1,), generator=rng, device=rng.device)
             new = _overwrite(new, slot, take(reference, torch.tensor([t])))

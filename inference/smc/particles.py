@@ -91,6 +91,7 @@ def stack(populations: Sequence[Particles]) -> Particles:
 def _take_column(column: Any, index: Tensor) -> Any:
     if not isinstance(column, Tensor):
         return [column[i] for i in index.tolist()]
+    index = index.to(column.device)
     if index.ndim > 1:
         groups = index.numel() // index.shape[-1]
         n = column.shape[index.ndim - 1]

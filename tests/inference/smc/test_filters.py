@@ -39,7 +39,7 @@ def test_evidence_is_unbiased_on_the_linear_gaussian_model(exact, name):
     model = LinearGaussian(0.9, 0.3, 1.0, 0.5)
     y = model.simulate_path(8, rng=4)[1][0]
     truth = exact.gaussian(model, y).log_evidence
-    check_unbiased(exact, model, y, truth, resampler=name, n=24, repeats=300)
+    check_unbiased(exact, model, y, truth, resampler=name, n=24, repeats=200)
 
 
 class OldState(DiscreteHMM):

@@ -104,6 +104,7 @@ def prior():
     }
 
 
+@pytest.mark.slow
 def test_ascent_of_the_volatility_model():
     one = torch.ones(()).double()
     model = StochasticVolatility(0.9, 0.3, prior={"scale": Gamma(2 * one, one)})

@@ -93,24 +93,24 @@ def test_long_chains_reach_the_exact_marginals(exact, hmm, n):
 def test_draws_and_statistics(lgssm, exact):
     y = lgssm.simulate_path(20, rng=0)[1][0]
     truth = exact.gaussian(lgssm, y)
-    post = infer(lgssm, y, ParticleGibbs(15, draws=100, warmup=10), rng=0, chains=2)
+    post = infer(lgssm, y, ParticleGibbs(15, draws=60, warmup=10), rng=0, chains=2)
     path = post.draws["path"]
-    assert path.shape == (2, 100, 20, 1)
+    assert path.shape == (2, 60, 20, 1)
     sd = truth.covariance[range(20), 0, range(20), 0].sqrt()
     error = (path.mean((0, 1))[:, 0] - truth.mean[:, 0]).abs()
-    assert bool((error < 4.5 * sd / 40**0.5).all())  # at least 40 effective draws of 200
-    assert post.sample_stats["renewed"].shape == (2, 100, 20)
+    assert bool((error < 4.5 * sd / 30**0.5).all())  # at least 30 effective draws of 120
+    assert post.sample_stats["renewed"].shape == (2, 60, 20)
     assert float(post.sample_stats["renewed"].double().mean()) > 0.6
-    assert post.to_datatree()["sample_stats"]["ess"].shape == (2, 100, 20)
+    assert post.to_datatree()["sample_stats"]["ess"].shape == (2, 60, 20)
 
 
 def test_ancestor_sampling_renews_the_early_steps(lgssm):
-    y = lgssm.simulate_path(50, rng=0)[1][0]
+    y = lgssm.simulate_path(40, rng=0)[1][0]
     first = {}
     for sampling in (True, False):
-        options = ParticleGibbs(5, draws=30, warmup=0, ancestor_sampling=sampling)
+        options = ParticleGibbs(5, draws=20, warmup=0, ancestor_sampling=sampling)
         post = infer(lgssm, y, options, rng=0)
-        first[sampling] = float(post.sample_stats["renewed"][0, :, :20].double().mean())
+        first[sampling] = float(post.sample_stats["renewed"][0, :, :15].double().mean())
     assert first[False] < 0.05 < 0.5 < first[True]
 
 

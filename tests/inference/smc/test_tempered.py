@@ -101,7 +101,7 @@ def test_no_jacobian_is_caught(exact, monkeypatch):
 
     monkeypatch.setattr(tempered, "_densities", without_jacobian)
     with pytest.raises(AssertionError):
-        check(exact, SMC(1000, moves=6), chains=30)
+        check(exact, SMC(800, moves=5), chains=20)
 
 
 def test_wrong_weight_is_caught(exact, monkeypatch):
