@@ -17,6 +17,9 @@
 # schools.
 
 # %%
+# %matplotlib inline
+
+# %%
 import torch
 
 import probkit as pk

@@ -54,7 +54,7 @@ _RC: dict[Any, Any] = {  # the keys are literals in matplotlib's annotations
     "axes.spines.top": False,
     "axes.titlelocation": "left",
     "axes.titlesize": 10.5,
-    "axes.titleweight": "semibold",
+    "axes.titleweight": "bold",
     "figure.dpi": 110,
     "figure.facecolor": "white",
     "font.size": 9.5,
