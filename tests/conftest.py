@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -23,3 +24,9 @@ from support.global_state import unchanged_global_state  # noqa: F401
 def generator() -> torch.Generator:
     """A seeded stream; tests never touch the global one."""
     return torch.Generator().manual_seed(20240229)
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach the tests: a job in the background of a shell starts with it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
