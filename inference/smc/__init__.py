@@ -20,7 +20,6 @@ from probkit.inference.smc.paris import PPG, PaRIS, parisian_sweep, smooth
 from probkit.inference.smc.pmmh import ParticleMarginalMH
 from probkit.inference.smc.proposal import Proposal
 from probkit.inference.smc.resampling import (
-    RESAMPLERS,
     multinomial,
     residual,
     stratified,
@@ -30,7 +29,6 @@ from probkit.inference.smc.tempered import SMC
 
 __all__ = [
     "PPG",
-    "RESAMPLERS",
     "SMC",
     "Cloud",
     "EvidenceEstimate",
