@@ -62,7 +62,7 @@ class Cloud:
     @functools.cached_property
     def ess(self) -> Tensor:
         """Effective sample size 1 / sum w^2, [*group], between 1 and n."""
-        return self.weights.square().sum(-1).reciprocal()
+        return torch.linalg.vecdot(self.weights, self.weights).reciprocal()
 
 
 def uniform(particles: Particles, log_weights_shape: tuple[int, ...], device: Any) -> Cloud:
@@ -162,9 +162,14 @@ def reweight(cloud: Cloud, log_increments: Tensor, *, step: int = 0) -> Cloud:
     if not bool(torch.isfinite(top).all()):
         _explain(log_increments, step)
     log_weights -= top
-    total = log_weights.exp().sum(-1, keepdim=True).log_()
-    log_weights -= total
-    return Cloud(cloud.particles, log_weights, cloud.log_evidence + (top + total).squeeze(-1))
+    weights = log_weights.exp()
+    total = weights.sum(-1, keepdim=True)
+    log_weights -= total.log()
+    log_evidence = cloud.log_evidence + (top + total.log()).squeeze(-1)
+    result = Cloud(cloud.particles, log_weights, log_evidence)
+    # Fill the cached property from what is at hand: it saves another pass of exponentials.
+    vars(result)["ess"] = total.squeeze(-1).square() / torch.linalg.vecdot(weights, weights)
+    return result
 
 
 def _explain(log_increments: Tensor, step: int) -> None:

@@ -236,12 +236,15 @@ def to_tree(cloud: Cloud) -> Tree:
         "particles": cloud.particles,
         "log_weights": cloud.log_weights,
         "log_evidence": cloud.log_evidence,
+        "ess": cloud.ess,
     }
 
 
 def from_tree(tree: Tree) -> Cloud:
     """Rebuild a cloud from :func:`to_tree`."""
-    return Cloud(tree["particles"], tree["log_weights"], tree["log_evidence"])
+    cloud = Cloud(tree["particles"], tree["log_weights"], tree["log_evidence"])
+    vars(cloud)["ess"] = tree["ess"]  # fills the cached property
+    return cloud
 
 
 def population_source(cloud: Cloud) -> Draws | Population:

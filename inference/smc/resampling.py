@@ -171,7 +171,9 @@ def _ancestors(edges: Tensor, n: int) -> Tensor:
     Offspring k descends from the particle i with edges[i - 1] <= k < edges[i], so i is the number
     of edges that are at most k.
     """
-    inner = edges[..., :-1]
-    passed = edges.new_zeros((*edges.shape[:-1], n + 1))
-    passed.scatter_add_(-1, inner, torch.ones_like(inner))
-    return passed[..., :n].cumsum(-1)
+    inner = edges[..., :-1].reshape(-1, edges.shape[-1] - 1)
+    groups = len(inner)
+    if groups > 1:
+        inner = inner + (n + 1) * torch.arange(groups, device=edges.device).unsqueeze(-1)
+    passed = torch.bincount(inner.flatten(), minlength=groups * (n + 1))
+    return passed.reshape(*edges.shape[:-1], n + 1)[..., :n].cumsum(-1)

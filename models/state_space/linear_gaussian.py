@@ -157,8 +157,8 @@ class LinearGaussian(StateSpaceModel):
 
     def log_next(self, old: Tensor, new: Tensor) -> Tensor:
         """Return log N(x_(t+1); A x_t, Q) [n]."""
-        difference = new - _apply(self.transition.to(new), old)
-        return _log_normal(difference, self._transition_factor.to(new))
+        factor = self._transition_factor.to(new)
+        return _log_linear_normal(new, self.transition.to(new), old, factor)
 
     def log_observation(self, y: Tensor, state: Tensor) -> Tensor:
         """Return log N(y_t; C x_t, R) [n] over the features that are there."""
@@ -170,7 +170,7 @@ class LinearGaussian(StateSpaceModel):
             there = (~missing).nonzero().squeeze(1)
             C, y = C[there], y[there]
             factor = _factor(self.observation_cov.to(state)[there][:, there])
-        return _log_normal(y - _apply(C, state), factor)
+        return _log_linear_normal(y, C, state, factor)
 
     def log_transition_bound(self, t: int, data: Tensor) -> Tensor:
         """Return the largest log transition density of step ``t``, the one at its mean."""
@@ -230,14 +230,32 @@ def _apply(matrix: Tensor, rows: Tensor) -> Tensor:
 def _draw(mean: Tensor, factor: Tensor, rng: torch.Generator) -> Tensor:
     """Draw N(mean, factor factor') [n, size]."""
     noise = standard_normal(mean.shape, rng=rng, dtype=mean.dtype, device=mean.device)
+    if factor.shape == (1, 1):
+        return noise.mul_(factor[0, 0]).add_(mean)
     return _apply(factor, noise).add_(mean)
+
+
+def _log_linear_normal(value: Tensor, matrix: Tensor, rows: Tensor, factor: Tensor) -> Tensor:
+    """Return log N(value; matrix row, factor factor') [n] of rows [n, in].
+
+    Args:
+        value: [out] or [n, out].
+        matrix: [out, in].
+        rows: [n, in].
+        factor: Lower Cholesky factor [out, out].
+    """
+    if factor.shape == (1, 1) and matrix.shape == (1, 1):
+        # Two fused passes over the particles; the general path takes six.
+        precision = factor[0, 0].reciprocal()
+        scaled = value.squeeze(-1) * precision
+        whitened = torch.addcmul(scaled, rows.squeeze(-1), -precision * matrix[0, 0])
+        constant = -factor[0, 0].log() - 0.5 * _LOG_2PI
+        return torch.addcmul(constant, whitened, whitened, value=-0.5)
+    return _log_normal(value - _apply(matrix, rows), factor)
 
 
 def _log_normal(difference: Tensor, factor: Tensor) -> Tensor:
     """Return log N(difference; 0, factor factor') [n] of rows [n, size]."""
-    if factor.shape == (1, 1):
-        whitened = difference.squeeze(-1) / factor[0, 0]
-        return -0.5 * whitened.square() - (factor[0, 0].log() + 0.5 * _LOG_2PI)
     whitened = torch.linalg.solve_triangular(factor, difference.mT, upper=False)
     constant = factor.diagonal().log().sum() + 0.5 * _LOG_2PI * factor.shape[0]
     return -0.5 * whitened.square().sum(0) - constant
