@@ -350,15 +350,18 @@ def test_a_real_sigint_from_outside(tmp_path):
         print(post.attrs["complete"], post.attrs["stopped_by"], post.draws["w"].shape[1] >= 10)
         """
     )
-    run = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         text=True,
-    )
-    assert run.stdout.readline() == "running\n"
-    run.send_signal(signal.SIGINT)
-    rest, _ = run.communicate(timeout=60)
+    ) as run:
+        try:
+            assert run.stdout.readline() == "running\n"
+            run.send_signal(signal.SIGINT)
+            rest, _ = run.communicate(timeout=60)
+        finally:
+            run.kill()
     assert rest == "False interrupt True\n" and run.returncode == 0
 
 
