@@ -102,8 +102,11 @@ def export_groups(
         name: _Variable(value, chain_draw, post.context.dims.get(name))
         for name, value in taken.values.items()
     }
+    named = {n: post.context.dims[n] for n in taken.stats if n in post.context.dims}
     stats = {
-        name: _Variable(value, _shared_dims(value, taken.shape))
+        name: _Variable(value, ("chain",), named[name])
+        if name in named
+        else _Variable(value, _shared_dims(value, taken.shape))
         for name, value in taken.stats.items()
     }
     pointwise = {
@@ -195,9 +198,13 @@ def _resampled(post: Posterior, log_weights: Tensor, draws: int, rng: Rng | None
         "resampled": f"{draws} draws per chain, systematically, from {grid[1]} weighted ones",
         "kish_ess": ess_from_log_weights(log_weights.detach().double(), 1).cpu().tolist(),
     }
+    along = {
+        name: tuple(value.shape[:2]) == grid and name not in post.context.dims
+        for name, value in post.sample_stats.items()
+    }
     return _Taken(
         {name: pick(value) for name, value in post.draws.items()},
-        {n: pick(v) if tuple(v.shape[:2]) == grid else v for n, v in post.sample_stats.items()},
+        {n: pick(v) if along[n] else v for n, v in post.sample_stats.items()},
         {name: pick(value) for name, value in post.log_likelihood.items()},
         note,
     )

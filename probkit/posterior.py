@@ -300,11 +300,16 @@ def make_posterior(
     marginals: Marginals | None = None,
     log_evidence: Evidence | None = None,
     sample_stats: Mapping[str, Tensor] | None = None,
+    stat_dims: Mapping[str, tuple[str, ...]] | None = None,
     attrs: Mapping[str, Any] | None = None,
 ) -> Posterior:
-    """Build a posterior of ``problem``, dims taken from the model's sites."""
+    """Build a posterior of ``problem``, dims taken from the model's sites.
+
+    ``stat_dims`` names the dims after the chain of statistics that do not run along the draws,
+    such as traces over the steps of a filter.
+    """
     sites = problem.model.sites(problem.data)
-    dims = {name: tuple(site.dims) for name, site in sites.items()}
+    dims = {name: tuple(site.dims) for name, site in sites.items()} | dict(stat_dims or {})
     context = Context(problem.data, dict(problem.coords), dims)
     return Posterior(
         source=source,

@@ -215,6 +215,7 @@ class ParticleFilter(Sampler):
             source,
             log_evidence=Evidence(cloud.log_evidence.reshape(1), "estimate"),
             sample_stats=stats,
+            stat_dims=trace_dims(stats),
         )
 
 
@@ -227,6 +228,15 @@ def step_stats(cloud: Cloud, resampled: bool) -> dict[str, Tensor]:
         "ess": cloud.ess.reshape(1, 1),
         "log_evidence_trace": cloud.log_evidence.reshape(1, 1),
         "resampled": torch.full((1, 1), resampled, device=cloud.log_weights.device),
+    }
+
+
+def trace_dims(stats: Mapping[str, Tensor], along: str = "step") -> dict[str, tuple[str, ...]]:
+    """Name the dims after the chain of traces [chain, step, *rest], for the export."""
+    return {
+        name: (along, *(f"{name}_dim_{i}" for i in range(value.ndim - 2)))
+        for name, value in stats.items()
+        if value.ndim >= 2
     }
 
 

@@ -33,6 +33,7 @@ from probkit.inference.smc.filters import (
     population_source,
     step_stats,
     to_tree,
+    trace_dims,
 )
 from probkit.inference.smc.gibbs import check_functional, check_local
 from probkit.inference.smc.particles import Particles, is_tensors, join, take
@@ -266,6 +267,7 @@ class PaRIS(Sampler):
             population_source(cloud),
             log_evidence=Evidence(cloud.log_evidence.reshape(1), "estimate"),
             sample_stats={**kept, "smoothed": kept["smoothed_trace"][:, -1]},
+            stat_dims=trace_dims(kept),
         )
 
 

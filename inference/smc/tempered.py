@@ -14,7 +14,7 @@ from probkit.density import check_log_joint, log_joint_of
 from probkit.errors import CapabilityError, DataError
 from probkit.files import storable
 from probkit.inference.smc.cloud import Cloud, move, resample, reweight, uniform
-from probkit.inference.smc.filters import check_count, from_tree, to_tree
+from probkit.inference.smc.filters import check_count, from_tree, to_tree, trace_dims
 from probkit.inference.smc.resampling import Resampler, resolve
 from probkit.model import lacks
 from probkit.numerics import safe_cholesky
@@ -166,11 +166,13 @@ class SMC(Sampler):
         free = Unconstrained(problem.model.sites(problem.data))
         values = free.values(cloud.particles["flat"])
         longest = self.max_stages if self.temperatures is None else len(self.temperatures)
+        traces = _traces(state["trace"], longest)
         return make_posterior(
             problem,
             Draws({name: value.unsqueeze(0) for name, value in values.items()}),
             log_evidence=Evidence(cloud.log_evidence.reshape(1), "estimate"),
-            sample_stats=_traces(state["trace"], longest),
+            sample_stats=traces,
+            stat_dims=trace_dims(traces, "stage"),
         )
 
     def conclude(self, problem: Problem, posterior: Posterior) -> Posterior:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -259,6 +260,16 @@ def test_arviz_sees_the_traces(lgssm):
     tree = infer(lgssm, y, ParticleFilter(30), rng=1, chains=2).to_datatree(draws=20, rng=0)
     assert tree["sample_stats"]["ess"].shape == (2, 7)
     assert tree["posterior"]["particle"].shape == (2, 20, 1)
+
+
+@pytest.mark.parametrize("n", [7, 20])
+def test_traces_are_no_draws_when_their_lengths_agree(lgssm, n):
+    """As many steps as particles, or as exported draws: the trace stays as it was."""
+    y = lgssm.simulate_path(7, rng=0)[1][0]
+    post = infer(lgssm, y, ParticleFilter(n), rng=1, chains=2)
+    stats = post.to_datatree(draws=7, rng=0)["sample_stats"]
+    assert stats["ess"].dims == ("chain", "step") == stats["unique_ancestors"].dims
+    assert np.array_equal(stats["ess"], post.sample_stats["ess"])
 
 
 def test_death_names_the_step():
