@@ -122,3 +122,10 @@ def test_wheel_runs_the_command(environment, tmp_path):
     assert run(environment / "probkit", "--version", cwd=tmp_path).startswith("probkit ")
     assert "demo" in run(environment / "probkit", "demo", "--list", cwd=tmp_path)
     assert "demo" in run(environment / "python", "-m", "probkit", "demo", "--help", cwd=tmp_path)
+
+
+def test_wheel_runs_the_demo(environment, tmp_path):
+    run(environment / "probkit", "demo", "pyro", "--out", "report", cwd=tmp_path)
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "Eight schools" in page and "data:image/png;base64," in page
+    assert list((tmp_path / "report").glob("*.nc"))
