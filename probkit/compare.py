@@ -13,6 +13,7 @@ from torch import Tensor
 
 from probkit.arviz_export import data_leaves, export_groups, wrap_groups
 from probkit.errors import CapabilityError, DataError, NumericsWarning
+from probkit.rng import scope
 from probkit.sources import Draws
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ def _loo(post: Posterior) -> dict[str, Any]:
     groups = export_groups(post)
     groups["log_likelihood"] = xr.Dataset({"all": (["chain", "draw", "observation"], joined)})
     data = wrap_groups(groups, str(arviz.__version__))
-    with warnings.catch_warnings():
+    with scope(), warnings.catch_warnings():  # Scopes exclude each other: filters are global.
         # ArviZ warns of large Pareto k in words of its own; the table counts them.
         warnings.simplefilter("ignore", UserWarning)
         result = arviz.loo(data, pointwise=True)

@@ -17,12 +17,11 @@ from probkit.inference.hmc.metric import Metric, check_inverse_mass
 from probkit.inference.hmc.moments import Moments
 from probkit.inference.hmc.path import PathLength
 from probkit.inference.hmc.potential import Potential
-from probkit.inference.hmc.quiet import quiet_trials
 from probkit.inference.hmc.start import Start, starting_points
 from probkit.inference.hmc.step_size import DualAveraging, first_step_size
 from probkit.inference.hmc.tree import Transition
 from probkit.posterior import Posterior, make_posterior
-from probkit.rng import randn
+from probkit.rng import randn, scope
 from probkit.sampler import Problem, Sampler, Step
 from probkit.sources import Draws
 from probkit.tree import Tree
@@ -96,7 +95,7 @@ class HamiltonianSampler(Sampler):
 
     def init(self, problem: Problem, *, rngs: _Rngs) -> Tree:
         """Find starting points and first step sizes."""
-        with quiet_trials():
+        with scope(quiet=True):
             return self._begin(problem, rngs).tree()
 
     def _begin(self, problem: Problem, rngs: _Rngs) -> ChainState:
@@ -138,7 +137,7 @@ class HamiltonianSampler(Sampler):
 
     def step(self, problem: Problem, state: Tree, *, rngs: _Rngs) -> Step:
         """Make ``chunk`` transitions of every chain."""
-        with quiet_trials():
+        with scope(quiet=True):
             return self._advance(problem, ChainState.of(state), rngs)
 
     def _advance(self, problem: Problem, run: ChainState, rngs: _Rngs) -> Step:
