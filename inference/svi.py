@@ -13,7 +13,7 @@ from torch import Tensor
 from probkit.density import check_log_joint, log_joint_of
 from probkit.errors import CapabilityError, DataError
 from probkit.files import storable
-from probkit.guide import Guide
+from probkit.guide import Guide, HasBound
 from probkit.loader import Loader, Sized
 from probkit.model import Batch, lacks
 from probkit.posterior import Evidence, Posterior, make_posterior
@@ -222,8 +222,12 @@ def elbo(
     """Return ``n`` single-draw estimates [n] of the evidence lower bound on ``batch``.
 
     log p(values, batch; scale) - log q_global - scale * log q_local, values drawn from q. Its mean
-    over random batches and draws is the bound on all data (Hoffman et al. 2013, section 2.4).
+    over random batches and draws is the bound on all data (Hoffman et al. 2013, section 2.4). A
+    guide that has part of it in closed form gives its own, see
+    :class:`~probkit.guide.HasBound`.
     """
+    if isinstance(guide, HasBound):
+        return guide.elbo(params, model, batch, n, rng=rng)
     values, log_q = guide.sample(params, model, batch, n, rng=rng)
     log_p = log_joint_of(model, values, batch.data, scale=batch.scale)
     return log_p - log_q.total(batch.scale)

@@ -13,7 +13,7 @@ from probkit.model import Batch, Values
 from probkit.rng import Rng
 from probkit.tree import Tree
 
-__all__ = ["Guide", "HasMarginals", "LogQ", "Params"]
+__all__ = ["Guide", "HasBound", "HasMarginals", "LogQ", "Params"]
 
 Params = Tree
 
@@ -65,4 +65,16 @@ class HasMarginals(Protocol):
 
     def marginals(self, params: Params, model: Any, data: Any) -> Mapping[str, Distribution]:
         """Return {site: distribution}, constrained."""
+        ...
+
+
+@runtime_checkable
+class HasBound(Protocol):
+    """A guide that has part of the evidence lower bound in closed form."""
+
+    def elbo(self, params: Params, model: Any, batch: Batch, n: int, *, rng: Rng) -> Tensor:
+        """Return ``n`` estimates [n] of the bound on all data from a batch, each from one draw.
+
+        Local terms are weighted by ``batch.scale``; the mean over batches and draws is the bound.
+        """
         ...
