@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from probkit.models.bnn import BNN
 from probkit.models.nngp import ScaleMixtureNNGP, ScaleProposal
 from probkit.models.scale_laws import (
     BurrXII,
@@ -19,6 +20,7 @@ from probkit.models.state_space import (
 )
 
 __all__ = [
+    "BNN",
     "BurrXII",
     "DiscreteHMM",
     "Gamma",

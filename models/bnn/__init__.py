@@ -1,0 +1,8 @@
+"""Bayesian neural networks: the model, the network as pure functions, and its predictions."""
+
+from __future__ import annotations
+
+from probkit.models.bnn.model import BNN
+from probkit.models.bnn.network import ACTIVATIONS, Layer
+
+__all__ = ["ACTIVATIONS", "BNN", "Layer"]
