@@ -6,6 +6,7 @@ pieces of particle methods are in :mod:`probkit.inference.smc`.
 
 from __future__ import annotations
 
+from probkit.inference.deep_ensemble import DeepEnsemble
 from probkit.inference.direct import Direct
 from probkit.inference.em import EM
 from probkit.inference.guides import Fixed, FullRank, LowRank, MeanField
@@ -31,6 +32,7 @@ __all__ = [
     "PPG",
     "SMC",
     "SVI",
+    "DeepEnsemble",
     "Direct",
     "Fixed",
     "FullRank",
