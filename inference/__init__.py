@@ -13,6 +13,7 @@ from probkit.inference.guides import Fixed, FullRank, LowRank, MeanField
 from probkit.inference.hmc import HMC, NUTS
 from probkit.inference.importance import ImportanceSampling
 from probkit.inference.map import MAP
+from probkit.inference.sgmcmc import SGHMC, SGLD, Constant, Cyclical, PolynomialDecay
 from probkit.inference.smc import (
     PPG,
     SMC,
@@ -30,8 +31,12 @@ __all__ = [
     "MAP",
     "NUTS",
     "PPG",
+    "SGHMC",
+    "SGLD",
     "SMC",
     "SVI",
+    "Constant",
+    "Cyclical",
     "DeepEnsemble",
     "Direct",
     "Fixed",
@@ -43,5 +48,6 @@ __all__ = [
     "ParticleFilter",
     "ParticleGibbs",
     "ParticleMarginalMH",
+    "PolynomialDecay",
     "ScoreAscent",
 ]
