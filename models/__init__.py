@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from probkit.models.bnn import BNN
 from probkit.models.nngp import ScaleMixtureNNGP, ScaleProposal
+from probkit.models.nngp_classification import (
+    LabelledData,
+    ScaleMixtureClassifier,
+    SparseScaleGuide,
+)
 from probkit.models.scale_laws import (
     BurrXII,
     Gamma,
@@ -26,11 +31,14 @@ __all__ = [
     "Gamma",
     "HalfCauchy",
     "InverseGamma",
+    "LabelledData",
     "LinearGaussian",
     "LogNormal",
     "PointMass",
+    "ScaleMixtureClassifier",
     "ScaleMixtureNNGP",
     "ScaleProposal",
+    "SparseScaleGuide",
     "StateSpaceModel",
     "StochasticVolatility",
 ]
