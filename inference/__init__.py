@@ -9,9 +9,11 @@ from __future__ import annotations
 from probkit.inference.deep_ensemble import DeepEnsemble
 from probkit.inference.direct import Direct
 from probkit.inference.em import EM
+from probkit.inference.gibbs import Gibbs
 from probkit.inference.guides import Fixed, FullRank, LowRank, MeanField
 from probkit.inference.hmc import HMC, NUTS
 from probkit.inference.importance import ImportanceSampling
+from probkit.inference.laplace import Laplace, LaplaceNormal
 from probkit.inference.map import MAP
 from probkit.inference.sgmcmc import SGHMC, SGLD, Constant, Cyclical, PolynomialDecay
 from probkit.inference.smc import (
@@ -41,7 +43,10 @@ __all__ = [
     "Direct",
     "Fixed",
     "FullRank",
+    "Gibbs",
     "ImportanceSampling",
+    "Laplace",
+    "LaplaceNormal",
     "LowRank",
     "MeanField",
     "PaRIS",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from probkit.models.arphmm import ARPHMM, Sequences, SwitchingPrior
 from probkit.models.bnn import BNN
 from probkit.models.nngp import ScaleMixtureNNGP, ScaleProposal
 from probkit.models.nngp_classification import (
@@ -25,6 +26,7 @@ from probkit.models.state_space import (
 )
 
 __all__ = [
+    "ARPHMM",
     "BNN",
     "BurrXII",
     "DiscreteHMM",
@@ -38,7 +40,9 @@ __all__ = [
     "ScaleMixtureClassifier",
     "ScaleMixtureNNGP",
     "ScaleProposal",
+    "Sequences",
     "SparseScaleGuide",
     "StateSpaceModel",
     "StochasticVolatility",
+    "SwitchingPrior",
 ]
