@@ -88,7 +88,7 @@ def scaled_filter(chain: Chain) -> ScaledFilter:
     return ScaledFilter(
         grid.back(messages * weight),
         grid.back(products * before),
-        grid.back(grid.increment(increment)),
+        grid.back(grid.increment(increment)).squeeze(-1),
         fine.all(0).reshape(chain.batch),
     )
 
@@ -140,7 +140,7 @@ def finish(
         grid.back(smoothed.mul_(scale)),
         grid.back(leaving),
         grid.back(weighted[1:]),
-        grid.back(grid.increment(increment)),
+        grid.back(grid.increment(increment)).squeeze(-1),
         fine.all(0).reshape(grid.chain.batch),
     )
 
@@ -188,10 +188,8 @@ class Grid:
         return whole if self.valid is None else torch.where(self.valid, whole, 0.0)
 
     def back(self, x: Tensor) -> Tensor:
-        """[T, G, K, M] as [*batch, T, K]; [T, G, 1, M] as [*batch, T]."""
-        shape = (*self.chain.batch, len(x), x.shape[-2])
-        x = x.permute(1, 3, 0, 2).reshape(shape)
-        return x.squeeze(-1) if self.chain.log_emission.shape[-1] != shape[-1] else x
+        """[T, G, K, M] as [*batch, T, K]."""
+        return x.permute(1, 3, 0, 2).reshape(*self.chain.batch, len(x), x.shape[-2])
 
 
 def _grouping(chain: Chain) -> tuple[torch.Size, torch.Size]:

@@ -800,3 +800,14 @@ def test_check_evidence_names_a_nan() -> None:
     check_evidence(torch.tensor([[0.0, -math.inf]]), lengths=torch.tensor([1]))
     with pytest.raises(DataError, match="the sequence has a NaN likelihood at step 1"):
         check_evidence(torch.tensor([0.0, math.nan]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_state_is_a_sum_over_time(method: str, generator: torch.Generator) -> None:
+    """With a single state there is nothing to infer: the evidence is the sum of the emissions."""
+    emission = torch.randn(3, 6, 1, generator=generator, dtype=torch.float64)
+    none = torch.zeros(1, dtype=torch.float64)
+    found = hmm_smoother(none, none[:, None], emission, method=method)
+    torch.testing.assert_close(found.log_evidence, emission.sum((1, 2)))
+    torch.testing.assert_close(found.log_increment, emission[..., 0])
+    assert bool((found.smoothed == 1).all()) and found.pair_sum.flatten().tolist() == [5.0] * 3
