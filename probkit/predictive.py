@@ -153,7 +153,8 @@ class Mixture:
 
     Attributes:
         dist: Components along the LEADING dim of the batch shape: [component, *obs].
-        log_weights: [component] normalised log weights.
+        log_weights: [component] log weights, or [component, *obs] where each entry of the batch
+            shape is a mixture of its own, independent of the others.
         dims: Names of the dims of [*obs], where known.
         coords: Labels along them.
     """
@@ -164,10 +165,12 @@ class Mixture:
     coords: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.log_weights.ndim != 1 or self.dist.batch_shape[:1] != self.log_weights.shape:
+        batch = self.dist.batch_shape
+        if self.log_weights.ndim < 1 or self.log_weights.shape not in (batch[:1], batch):
             raise ShapeError(
-                "Mixture: expected components [component, ...] and log_weights [component], got "
-                f"batch_shape {tuple(self.dist.batch_shape)} and {tuple(self.log_weights.shape)}"
+                "Mixture: expected components [component, *obs] and log_weights [component] or "
+                f"[component, *obs], got batch_shape {tuple(batch)} and "
+                f"{tuple(self.log_weights.shape)}"
             )
         object.__setattr__(self, "log_weights", log_softmax_weights(self.log_weights, dim=0))
 
@@ -187,7 +190,9 @@ class Mixture:
         probs = getattr(self.dist, "probs", None)
         if probs is None:
             raise _no_probs()
-        return torch.tensordot(self.log_weights.exp(), probs, dims=1)
+        if self.log_weights.ndim == 1:
+            return torch.tensordot(self.log_weights.exp(), probs, dims=1)
+        return (self.log_weights.exp()[..., None] * probs).sum(0)
 
     def quantile(self, q: Tensor | float | Sequence[float]) -> Tensor:
         """Quantiles [*q, *obs] of each entry."""
@@ -210,12 +215,19 @@ class Mixture:
         return D.mixture_log_prob(self.dist, self.log_weights, value)
 
     def sample(self, n: int, *, rng: Rng) -> Tensor:
-        """Draw [n, *obs]; the entries of one draw share their component."""
+        """Draw [n, *obs]; under one set of weights the entries of a draw share their component."""
         seed = stream(rng, "component", device=self.log_weights.device)
-        weights = self.log_weights.exp()
-        index = torch.multinomial(weights, draw_count(n), replacement=True, generator=seed)
+        count, obs = draw_count(n), self.log_weights.shape[1:]
+        weights = self.log_weights.exp().flatten(1).T if obs else self.log_weights.exp()
+        index = torch.multinomial(weights, count, replacement=True, generator=seed)
+        components = self.dist
+        if obs:  # one index a draw and entry, into the components of all entries
+            entries = torch.arange(obs.numel(), device=index.device)
+            index = (index.T * obs.numel() + entries).flatten()
+            components = D.flatten_batch(self.dist, len(self.dist.batch_shape))
         with scope(rng=stream(seed, "value", device=self.log_weights.device)):
-            return D.select(self.dist, index).sample()
+            drawn = D.select(components, index).sample()
+        return drawn.reshape(count, *obs, *drawn.shape[1:]) if obs else drawn
 
 
 @dataclass(frozen=True)
@@ -326,7 +338,9 @@ class Empirical:
 
 
 def _sample_like(dist: Distribution) -> Tensor:
-    """A tensor with the dtype and device of the distribution's parameters."""
+    """A tensor with the dtype and device of the distribution's parameters, or of those inside it."""
+    while isinstance(dist, D.FiniteMixture | D.IndependentBlocks):
+        dist = dist.components if isinstance(dist, D.FiniteMixture) else dist.parts[0]
     for name in dist.arg_constraints:
         value = dist.__dict__.get(name, getattr(dist, name, None))
         if isinstance(value, Tensor) and value.is_floating_point():
