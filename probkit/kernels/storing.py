@@ -68,6 +68,11 @@ def _matern(kernel: Kernel) -> dict[str, Any]:
 def _nngp(kernel: Kernel) -> dict[str, Any]:
     names = ("depth", "activation", "arch", "backend")
     own = {name: getattr(kernel, name) for name in names}
+    if kernel.image_shape is not None:
+        own |= {"image_shape": list(kernel.image_shape), "pooling": kernel.pooling}
+    per_layer = [name for name in ("w_std", "b_std") if getattr(kernel, name).shape[-1] > 1]
+    if per_layer:
+        own["per_layer"] = per_layer
     return {**_common(kernel), **own, "learn": list(kernel.learn)}
 
 
@@ -262,6 +267,8 @@ def _construct(
         return cls(base, **options)
     if cls is NNGPKernel:  # any positive start will do: what is learned must not be zero
         options |= {"b_std": 1.0, "last_b_std": 1.0}
+        layers = options["depth"] + (options["arch"] == "resnet")
+        options |= {name: [1.0] * layers for name in options.pop("per_layer", ())}
     return cls(**options)
 
 

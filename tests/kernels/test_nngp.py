@@ -283,8 +283,25 @@ def test_state_dict_round_trip(points):
         ({"depth": -1}, r"depth: expected a whole number of hidden layers >= 0, got -1"),
         ({"depth": 1.5}, r"depth: expected a whole number of hidden layers >= 0, got 1.5"),
         ({"depth": True}, r"depth: expected a whole number"),
-        ({"activation": "tanh"}, r"activation: expected one of 'relu', 'erf', got 'tanh'"),
-        ({"arch": "conv"}, r"arch: expected one of 'mlp', got 'conv'"),
+        (
+            {"activation": "gelu"},
+            r"activation: expected one of 'relu', 'erf', 'tanh', got 'gelu'",
+        ),
+        ({"arch": "vit"}, r"arch: expected one of 'mlp', 'resnet', 'conv', got 'vit'"),
+        ({"arch": "resnet", "depth": 0}, r"depth: expected .* residual blocks >= 1, got 0"),
+        ({"arch": "conv", "depth": 0}, r"depth: expected .* convolutions >= 1, got 0"),
+        ({"image_shape": (4, 4, 1)}, r"image_shape: expected None for arch 'mlp', got \(4, 4, 1\)"),
+        ({"pooling": "gap"}, r"pooling: expected None for arch 'mlp', got 'gap'"),
+        ({"arch": "conv"}, r"image_shape: expected height, width and channels .* got None"),
+        ({"arch": "conv", "image_shape": (4, 4)}, r"image_shape: expected .* got \(4, 4\)"),
+        ({"arch": "conv", "image_shape": (4, 0, 1)}, r"image_shape: .* each >= 1"),
+        ({"arch": "conv", "image_shape": (4, 4.0, 1)}, r"image_shape: .* each >= 1"),
+        (
+            {"arch": "conv", "image_shape": (4, 4, 1), "pooling": "max"},
+            r"pooling: expected one of 'flatten', 'gap', got 'max'",
+        ),
+        ({"w_std": [1.0, 0.0, 1.0]}, r"w_std: expected finite and > 0, got values from 0 to 1"),
+        ({"b_std": [0.1, 0.0, 0.1], "learn": ("b_std",)}, r"learn: b_std = 0 cannot be learned"),
         ({"w_std": 0.0}, r"w_std: expected finite and > 0, got 0"),
         ({"w_std": -1.0}, r"w_std: expected finite and > 0, got -1"),
         ({"last_w_std": float("nan")}, r"last_w_std: expected finite and > 0, got nan"),
@@ -302,7 +319,7 @@ def test_bad_options(options, text):
 
 
 def test_bad_shapes_of_hyperparameters():
-    with pytest.raises(ShapeError, match=r"w_std: expected a number or .* = \[\], got \[2\]"):
+    with pytest.raises(ShapeError, match=r"w_std: expected a number or .* 3 layers, got \[2\]"):
         NNGPKernel(w_std=torch.tensor([1.0, 2.0]))
     kernel = NNGPKernel()
     with pytest.raises(DataError, match="w_std: expected finite and > 0, got 0"):

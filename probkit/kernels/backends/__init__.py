@@ -26,12 +26,31 @@ class _KernelFunction(Protocol):
         bias_var: Tensor,
         *,
         activation: str = "relu",
+        residual: bool = False,
+        diag: bool = False,
+    ) -> Tensor: ...
+
+
+class _ConvKernelFunction(Protocol):
+    def __call__(
+        self,
+        x1: Tensor,
+        x2: Tensor | None,
+        weight_var: Tensor,
+        bias_var: Tensor,
+        *,
+        pooling: str = "flatten",
+        activation: str = "relu",
         diag: bool = False,
     ) -> Tensor: ...
 
 
 class Backend(Protocol):
-    """What a backend offers; see :mod:`probkit.kernels.backends.torch_tiled` for the contract."""
+    """What a backend offers.
+
+    See :mod:`probkit.kernels.backends.torch_tiled` and
+    :mod:`probkit.kernels.backends.conv_tiled` for the contract.
+    """
 
     @property
     def nngp(self) -> _KernelFunction:
@@ -39,6 +58,14 @@ class Backend(Protocol):
 
     @property
     def ntk(self) -> _KernelFunction:
+        """Its tangent kernel."""
+
+    @property
+    def conv_nngp(self) -> _ConvKernelFunction:
+        """Covariance function of an infinitely wide convolutional network."""
+
+    @property
+    def conv_ntk(self) -> _ConvKernelFunction:
         """Its tangent kernel."""
 
 

@@ -1,10 +1,15 @@
-r"""MLP kernels in plain differentiable PyTorch: the recursion as it is written on paper.
+r"""Dense kernels in plain differentiable PyTorch: the recursion as it is written on paper.
 
 Step 0 is the input layer, :math:`K_0 = w_0 X X'^T / d + b_0`; step l = 1, ..., L is an activation
 and a dense layer, :math:`K_l = w_l F(K_{l-1}, k_{l-1}, k'_{l-1}) + b_l`. The variances
 :math:`k_l` of single rows follow the same map. The tangent kernel starts at
 :math:`\Theta_0 = K_0` and follows :math:`\Theta_l = K_l + w_l \Theta_{l-1} \circ \dot F(K_{l-1})`
 (Jacot, Gabriel and Hongler, 2018; Lee et al., 2019, eq. S7).
+
+In a residual network the steps 1, ..., L - 1 are blocks: what they give is added to what they were
+given, :math:`K_l = K_{l-1} + B_l` with :math:`B_l = w_l F(K_{l-1}) + b_l`. A sum of independent
+parts adds their tangent kernels, so
+:math:`\Theta_l = \Theta_{l-1} + B_l + w_l \Theta_{l-1} \circ \dot F(K_{l-1})`.
 
 Every layer is kept for autograd, so this is for small matrices and for single tiles; any number of
 leading batch dims, gradients of any order that the activation has.
@@ -20,7 +25,14 @@ from probkit.kernels.backends.activations import Activation
 __all__ = ["covariances", "mirror_upper", "paired", "tangent_variance", "variances"]
 
 
-def variances(x: Tensor, weight_var: Tensor, bias_var: Tensor, activation: Activation) -> Tensor:
+def variances(
+    x: Tensor,
+    weight_var: Tensor,
+    bias_var: Tensor,
+    activation: Activation,
+    *,
+    residual: bool = False,
+) -> Tensor:
     """Variances of the pre-activations after each step.
 
     Args:
@@ -28,6 +40,7 @@ def variances(x: Tensor, weight_var: Tensor, bias_var: Tensor, activation: Activ
         weight_var: Weight variances [*batch, steps].
         bias_var: Bias variances [*batch, steps].
         activation: What sits between the steps.
+        residual: Whether all steps but the first and the last are residual blocks.
 
     Returns:
         k [*batch, steps, n].
@@ -35,18 +48,27 @@ def variances(x: Tensor, weight_var: Tensor, bias_var: Tensor, activation: Activ
     w, b = weight_var.unsqueeze(-1), bias_var.unsqueeze(-1)
     k = w[..., 0, :] * (x * x).sum(-1) / x.shape[-1] + b[..., 0, :]
     found = [k]
-    for step in range(1, w.shape[-2]):
-        k = w[..., step, :] * activation.variance(k) + b[..., step, :]
+    last = w.shape[-2] - 1
+    for step in range(1, last + 1):
+        branch = w[..., step, :] * activation.variance(k) + b[..., step, :]
+        k = k + branch if residual and step < last else branch
         found.append(k)
     return torch.stack(found, dim=-2)
 
 
-def tangent_variance(k: Tensor, weight_var: Tensor, activation: Activation) -> Tensor:
+def tangent_variance(
+    k: Tensor, weight_var: Tensor, activation: Activation, *, residual: bool = False
+) -> Tensor:
     """Diagonal of the tangent kernel [*batch, n] from the variances [*batch, steps, n]."""
     theta = k[..., 0, :]
-    for step in range(1, k.shape[-2]):
-        slope = activation.derivative_variance(k[..., step - 1, :])
-        theta = k[..., step, :] + weight_var[..., step, None] * theta * slope
+    last = k.shape[-2] - 1
+    for step in range(1, last + 1):
+        before, after = k[..., step - 1, :], k[..., step, :]
+        passed = weight_var[..., step, None] * theta * activation.derivative_variance(before)
+        if residual and step < last:
+            theta = theta + (after - before) + passed
+        else:
+            theta = after + passed
     return theta
 
 
@@ -60,6 +82,7 @@ def covariances(
     activation: Activation,
     *,
     tangent: bool,
+    residual: bool = False,
 ) -> Tensor:
     """Kernel or tangent kernel between all rows.
 
@@ -72,13 +95,15 @@ def covariances(
         k2: :func:`variances` of ``x2`` [*batch, steps, m].
         activation: What sits between the steps.
         tangent: Return the tangent kernel instead of the kernel.
+        residual: Whether all steps but the first and the last are residual blocks.
 
     Returns:
         [*batch, n, m].
     """
     w, b = weight_var[..., None, None], bias_var[..., None, None]
     K = x1 @ (x2.mT * (w[..., 0, :, :] / x1.shape[-1])) + b[..., 0, :, :]
-    return _propagate(K, w, b, k1.unsqueeze(-1), k2.unsqueeze(-2), activation, tangent)
+    k1, k2 = k1.unsqueeze(-1), k2.unsqueeze(-2)
+    return _propagate(K, w, b, k1, k2, activation, tangent, residual, step_dim=-3)
 
 
 def paired(
@@ -91,6 +116,7 @@ def paired(
     activation: Activation,
     *,
     tangent: bool,
+    residual: bool = False,
 ) -> Tensor:
     """Kernel or tangent kernel between row i of ``x1`` and row i of ``x2``: [*batch, n]."""
     w, b = weight_var[..., None, None, None], bias_var[..., None, None, None]
@@ -98,7 +124,7 @@ def paired(
     K = (x1 * x2).sum(-1)[..., None, None] * (w[..., 0, :, :, :] / x1.shape[-1])
     K = K + b[..., 0, :, :, :]
     k1, k2 = k1[..., None, None], k2[..., None, None]
-    return _propagate(K, w, b, k1, k2, activation, tangent, step_dim=-4)[..., 0, 0]
+    return _propagate(K, w, b, k1, k2, activation, tangent, residual, step_dim=-4)[..., 0, 0]
 
 
 def _propagate(
@@ -109,17 +135,25 @@ def _propagate(
     k2: Tensor,
     activation: Activation,
     tangent: bool,
-    step_dim: int = -3,
+    residual: bool,
+    *,
+    step_dim: int,
 ) -> Tensor:
     """Steps 1, 2, ... of the recursion; ``step_dim`` is the step axis of w, b, k1 and k2."""
     theta = K
-    for step in range(1, w.shape[step_dim]):
+    last = w.shape[step_dim] - 1
+    for step in range(1, last + 1):
         before1, before2 = k1.select(step_dim, step - 1), k2.select(step_dim, step - 1)
         gain, bias = w.select(step_dim, step), b.select(step_dim, step)
         slope = activation.derivative(K, before1, before2) if tangent else None
-        K = gain * activation.covariance(K, before1, before2) + bias
-        theta = K if slope is None else K + gain * theta * slope
-    return theta
+        branch = gain * activation.covariance(K, before1, before2) + bias
+        block = residual and step < last
+        K = K + branch if block else branch
+        if slope is None:
+            continue
+        passed = gain * theta * slope
+        theta = theta + branch + passed if block else branch + passed
+    return theta if tangent else K
 
 
 def mirror_upper(K: Tensor, diagonal: Tensor) -> Tensor:

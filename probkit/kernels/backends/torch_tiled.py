@@ -1,4 +1,4 @@
-"""MLP kernels on cache-tiled PyTorch: the reference backend, for CPU and GPU.
+"""Dense and residual kernels on cache-tiled PyTorch: the reference backend, for CPU and GPU.
 
 A Gram matrix is computed tile by tile: each tile goes through all layers, in place, in buffers that
 stay in the cache, and is written once. When both inputs are the same, only tiles on and above the
@@ -6,13 +6,14 @@ diagonal are computed; the result is exactly symmetric and its diagonal is exact
 The backward pass recomputes each tile and never stores a layer of the whole matrix. Small problems
 skip the tiling.
 
-Any other backend offers the same two functions, :func:`nngp` and :func:`ntk`.
+Any other backend offers the same functions: :func:`nngp` and :func:`ntk`, and the convolutional
+:func:`~probkit.kernels.backends.conv_tiled.conv_nngp` and
+:func:`~probkit.kernels.backends.conv_tiled.conv_ntk`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,8 @@ import torch
 from torch import Tensor
 
 from probkit.kernels.backends.activations import Activation, activation_of
+from probkit.kernels.backends.conv_tiled import conv_nngp, conv_ntk
+from probkit.kernels.backends.tiles import element, tiles, write_mirrored
 from probkit.kernels.backends.torch_dense import (
     covariances,
     mirror_upper,
@@ -29,7 +32,7 @@ from probkit.kernels.backends.torch_dense import (
 )
 from probkit.numerics import check_allocation
 
-__all__ = ["SMALL", "nngp", "ntk"]
+__all__ = ["SMALL", "conv_nngp", "conv_ntk", "nngp", "ntk"]
 
 SMALL = 2**14
 """Matrices of at most this many entries are computed whole."""
@@ -46,14 +49,17 @@ def nngp(
     bias_var: Tensor,
     *,
     activation: str = "relu",
+    residual: bool = False,
     diag: bool = False,
 ) -> Tensor:
     """Covariance of the outputs of an infinitely wide network, its weights drawn from the prior.
 
     Step 0 is the input layer, K = w[0] x1 x2^T / d + b[0]; each later step is an activation and a
-    dense layer, K <- w[l] F(K) + b[l]. All tensors have one dtype (float32 or float64), live on one
-    device, and their batch dims are broadcast. Gradients flow to all of them; second derivatives
-    too, where the activation has them (ReLU: zero by rule at coinciding points).
+    dense layer, K <- w[l] F(K) + b[l]; in a residual network all steps but the first and the last
+    are blocks with a skip connection, K <- K + w[l] F(K) + b[l]. All tensors have one dtype
+    (float32 or float64), live on one device, and their batch dims are broadcast. Gradients flow to
+    all of them; second derivatives too, where the activation has them (ReLU: zero by rule at
+    coinciding points).
 
     Args:
         x1: Inputs [*batch, n, d].
@@ -61,6 +67,7 @@ def nngp(
         weight_var: Variance of the weights times fan-in, for each step [*batch, steps].
         bias_var: Variance of the biases, for each step [*batch, steps].
         activation: Name in :data:`probkit.kernels.backends.activations.ACTIVATIONS`.
+        residual: Whether the steps between the first and the last are residual blocks.
         diag: Only row i of ``x1`` with row i of ``x2`` (n = m).
 
     Returns:
@@ -75,7 +82,8 @@ def nngp(
         >>> nngp(x, None, one, zero, diag=True)
         tensor([0.2500, 1.0000], dtype=torch.float64)
     """
-    return _kernel(x1, x2, weight_var, bias_var, _Options(activation_of(activation), False), diag)
+    options = _Options(activation_of(activation), tangent=False, residual=residual)
+    return _kernel(x1, x2, weight_var, bias_var, options, diag)
 
 
 def ntk(
@@ -85,6 +93,7 @@ def ntk(
     bias_var: Tensor,
     *,
     activation: str = "relu",
+    residual: bool = False,
     diag: bool = False,
 ) -> Tensor:
     """Neural tangent kernel of the same network, all layers trained.
@@ -99,7 +108,8 @@ def ntk(
         >>> ntk(x, None, one, zero)
         tensor([[1.]], dtype=torch.float64)
     """
-    return _kernel(x1, x2, weight_var, bias_var, _Options(activation_of(activation), True), diag)
+    options = _Options(activation_of(activation), tangent=True, residual=residual)
+    return _kernel(x1, x2, weight_var, bias_var, options, diag)
 
 
 class _Inputs(NamedTuple):
@@ -117,13 +127,14 @@ class _Inputs(NamedTuple):
 class _Options(NamedTuple):
     activation: Activation
     tangent: bool
+    residual: bool
 
 
 def _kernel(
     x1: Tensor, x2: Tensor | None, w: Tensor, b: Tensor, options: _Options, diag: bool
 ) -> Tensor:
     """Broadcast the batch dims, then take the shortest way that fits the size."""
-    activation, tangent = options
+    activation, tangent, residual = options
     inputs = [x1] if x2 is None else [x1, x2]
     # not torch.broadcast_shapes, whose first call imports sympy
     batch = np.broadcast_shapes(*(x.shape[:-2] for x in inputs), w.shape[:-1], b.shape[:-1])
@@ -133,16 +144,18 @@ def _kernel(
     if not diag:
         size = math.prod((*batch, n, m)) * x1.element_size()
         check_allocation(size, f"kernel matrix {[*batch, n, m]}", device=x1.device)
-    k1 = variances(inputs[0], w, b, activation)
+    k1 = variances(inputs[0], w, b, activation, residual=residual)
     if x2 is None:
-        diagonal = tangent_variance(k1, w, activation) if tangent else k1[..., -1, :]
+        diagonal = k1[..., -1, :]
+        if tangent:
+            diagonal = tangent_variance(k1, w, activation, residual=residual)
         if diag:
             return diagonal
         given = _Inputs(inputs[0], None, w, b, k1, None, diagonal)
     else:
-        k2 = variances(inputs[1], w, b, activation)
+        k2 = variances(inputs[1], w, b, activation, residual=residual)
         if diag:
-            return paired(inputs[0], inputs[1], w, b, k1, k2, activation, tangent=tangent)
+            return paired(inputs[0], inputs[1], w, b, k1, k2, **options._asdict())
         given = _Inputs(inputs[0], inputs[1], w, b, k1, k2, None)
     if n * m <= SMALL:
         return _whole(given, options)
@@ -152,11 +165,10 @@ def _kernel(
 def _whole(given: _Inputs, options: _Options) -> Tensor:
     """The whole matrix [*batch, n, m] at once; for one input, mirrored from its upper triangle."""
     x1, x2, w, b, k1, k2, diagonal = given
-    activation, tangent = options
     if x2 is not None and k2 is not None:
-        return covariances(x1, x2, w, b, k1, k2, activation, tangent=tangent)
+        return covariances(x1, x2, w, b, k1, k2, **options._asdict())
     assert diagonal is not None
-    return mirror_upper(covariances(x1, x1, w, b, k1, k1, activation, tangent=tangent), diagonal)
+    return mirror_upper(covariances(x1, x1, w, b, k1, k1, **options._asdict()), diagonal)
 
 
 class _Tiled(torch.autograd.Function):
@@ -170,7 +182,7 @@ class _Tiled(torch.autograd.Function):
         batch, n = given.x1.shape[:-2], given.x1.shape[-2]
         out = given.x1.new_empty(*batch, n, n if given.x2 is None else given.x2.shape[-2])
         for index in np.ndindex(*batch):
-            _fill(out[index], _element(given, index), options)
+            _fill(out[index], element(given, index), options)
         return out
 
     @staticmethod
@@ -186,13 +198,8 @@ class _Tiled(torch.autograd.Function):
         ]
         for index in np.ndindex(*G.shape[:-2]):
             target = [None if t is None else t[index] for t in found]
-            _accumulate(G[index], _element(given, index), target, ctx.options)
+            _accumulate(G[index], element(given, index), target, ctx.options)
         return None, *found
-
-
-def _element(given: _Inputs, index: tuple[int, ...]) -> _Inputs:
-    """One batch element."""
-    return _Inputs(*(None if t is None else t[index] for t in given))  # type: ignore[arg-type]
 
 
 # --------------------------------------------------------------------------- tiles
@@ -206,28 +213,13 @@ def _tile_shape(x: Tensor) -> tuple[int, int]:
     return _TILE_GPU
 
 
-def _tiles(
-    n: int, m: int, shape: tuple[int, int], symmetric: bool
-) -> Iterator[tuple[int, int, int, int]]:
-    """Bounds (row start, row stop, column start, column stop); from the diagonal if symmetric."""
-    rows, columns = shape
-    for i0 in range(0, n, rows):
-        i1 = min(i0 + rows, n)
-        # the first tile of a symmetric block of rows holds its square on the diagonal whole
-        j0 = i0 if symmetric else 0
-        while j0 < m:
-            j1 = min(j0 + max(columns, rows if symmetric and j0 == i0 else 0), m)
-            yield i0, i1, j0, j1
-            j0 = j1
-
-
 # --------------------------------------------------------------------------- forward
 
 
 def _fill(out: Tensor, given: _Inputs, options: _Options) -> None:
     """Write one matrix [n, m]."""
     x1, x2, w, b, k1, k2, diagonal = given
-    activation, tangent = options
+    activation = options.activation
     gains, biases = w.tolist(), b.tolist()
     right = ((x1 if x2 is None else x2) * (gains[0] / x1.shape[-1])).T
     rows = [tuple(f[:, None] for f in activation.factors(k)) for k in k1[:-1]]
@@ -236,8 +228,10 @@ def _fill(out: Tensor, given: _Inputs, options: _Options) -> None:
     else:
         columns = [tuple(f[None, :] for f in activation.factors(k)) for k in k2[:-1]]
     shape = _tile_shape(x1)
-    buffers = [x1.new_empty(shape[0] * max(shape)) for _ in range(4 if tangent else 3)]
-    for i0, i1, j0, j1 in _tiles(out.shape[0], out.shape[1], shape, x2 is None):
+    buffers = [
+        x1.new_empty(shape[0] * max(shape)) for _ in range(3 + options.tangent + options.residual)
+    ]
+    for i0, i1, j0, j1 in tiles(out.shape[0], out.shape[1], shape, x2 is None):
         size = (i1 - i0, j1 - j0)
         views = [buffer[: size[0] * size[1]].view(size) for buffer in buffers]
         torch.mm(x1[i0:i1], right[:, j0:j1], out=views[0])
@@ -248,10 +242,10 @@ def _fill(out: Tensor, given: _Inputs, options: _Options) -> None:
             [tuple(f[:, j0:j1] for f in factors) for factors in columns],
             gains,
             biases,
-            activation,
+            options,
         )
         if x2 is None:
-            _write_mirrored(out, tile, i0, i1, j0, j1)
+            write_mirrored(out, tile, i0, i1, j0, j1)
         else:
             out[i0:i1, j0:j1] = tile
     if diagonal is not None:
@@ -264,29 +258,34 @@ def _run_steps(
     columns: list[tuple[Tensor, ...]],
     gains: list[float],
     biases: list[float],
-    activation: Activation,
+    options: _Options,
 ) -> Tensor:
-    """Take the tile ``buffers[0]`` through steps 1, 2, ...; a fourth buffer is for the tangent."""
+    """Take the tile ``buffers[0]`` through steps 1, 2, ..., in place.
+
+    Buffers four and five, where wanted, hold the tangent kernel and what a block was given.
+    """
     K, work, slope, *rest = buffers
-    theta = rest[0].copy_(K) if rest else None
+    theta = rest.pop(0).copy_(K) if options.tangent else None
+    skip = rest.pop(0) if options.residual else None
+    last = len(rows)
     for step, (row, column) in enumerate(zip(rows, columns, strict=True), start=1):
         gain = gains[step]
-        wanted = theta is not None
-        activation.covariance_(K, row, column, gain, work, slope, with_derivative=wanted)
+        block = skip is not None and step < last
+        if skip is not None and block:
+            skip.copy_(K)
+        options.activation.covariance_(
+            K, row, column, gain, work, slope, with_derivative=options.tangent
+        )
         K.add_(biases[step])
         if theta is not None:
-            torch.add(K, theta.mul_(slope), alpha=gain, out=theta)
+            passed = slope.mul_(theta)
+            if block:
+                theta.add_(passed, alpha=gain).add_(K)
+            else:
+                torch.add(K, passed, alpha=gain, out=theta)
+        if skip is not None and block:
+            K.add_(skip)
     return K if theta is None else theta
-
-
-def _write_mirrored(out: Tensor, tile: Tensor, i0: int, i1: int, j0: int, j1: int) -> None:
-    """Write a tile on or above the diagonal to both triangles."""
-    if j0 == i0:
-        square = torch.triu(tile[:, : i1 - i0], 1)
-        out[i0:i1, i0:i1] = square + square.T
-        tile, j0 = tile[:, i1 - i0 :], i1
-    out[i0:i1, j0:j1] = tile
-    out[j0:j1, i0:i1] = tile.T
 
 
 # --------------------------------------------------------------------------- backward
@@ -301,7 +300,7 @@ def _accumulate(G: Tensor, given: _Inputs, found: list[Tensor | None], options: 
         x2, k2, grad_x2, grad_k2 = x1, k1, grad_x1, grad_k1
         if grad_diagonal is not None:
             grad_diagonal += G.diagonal()
-    for i0, i1, j0, j1 in _tiles(G.shape[0], G.shape[1], _tile_shape(x1), symmetric):
+    for i0, i1, j0, j1 in tiles(G.shape[0], G.shape[1], _tile_shape(x1), symmetric):
         upstream = G[i0:i1, j0:j1]
         if symmetric:
             upstream = upstream + G[j0:j1, i0:i1].T
@@ -332,7 +331,7 @@ def _accumulate_tile(
     ]
     x1, x2, w, b, k1, k2 = leaves
     with torch.enable_grad():
-        tile = covariances(x1, x2, w, b, k1, k2, options.activation, tangent=options.tangent)
+        tile = covariances(x1, x2, w, b, k1, k2, **options._asdict())
     wanted = [(leaf, t) for leaf, t in zip(leaves, targets, strict=True) if t is not None]
     if not wanted:
         return
