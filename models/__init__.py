@@ -18,6 +18,7 @@ from probkit.models.scale_laws import (
     LogNormal,
     PointMass,
 )
+from probkit.models.scale_mixture_gp import ScaleMixture
 from probkit.models.state_space import (
     DiscreteHMM,
     LinearGaussian,
@@ -38,6 +39,7 @@ __all__ = [
     "LogNormal",
     "PointMass",
     "ScaleMixtureClassifier",
+    "ScaleMixture",
     "ScaleMixtureNNGP",
     "ScaleProposal",
     "Sequences",

@@ -37,6 +37,7 @@ from probkit.numerics import (
 
 __all__ = [
     "Conditional",
+    "PaddedStats",
     "PredictiveParts",
     "ScalePosterior",
     "SpectralStats",
@@ -90,12 +91,12 @@ class SufficientStats:
     Attributes:
         quadratic: q_c = y_c' K^-1 y_c for each output [*batch, C].
         log_det: log det K [*batch].
-        n: Number of rows.
+        n: Number of rows; a floating tensor [*batch] where it differs between batch elements.
     """
 
     quadratic: Tensor
     log_det: Tensor
-    n: int
+    n: int | Tensor
 
     @property
     def outputs(self) -> int:
@@ -103,9 +104,14 @@ class SufficientStats:
         return int(self.quadratic.shape[-1])
 
     @property
-    def count(self) -> int:
+    def count(self) -> int | Tensor:
         """Number of observed values, n C."""
         return self.n * self.outputs
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no data at all."""
+        return not bool((torch.as_tensor(self.count) > 0).any())
 
     @property
     def total(self) -> Tensor:
@@ -128,7 +134,7 @@ class SufficientStats:
 
     def log_likelihood(self, u: Tensor) -> Tensor:
         """Return log p(y | sigma^2 = exp u) for u [*sample, *batch]."""
-        if self.n == 0:
+        if self.is_empty:
             return torch.zeros_like(u) + self.constant()
         # Capped so that all-zero targets give 0 x finite, not 0 x inf, however small sigma^2 is.
         precision = torch.exp((-u).clamp(max=700.0 if u.dtype == torch.float64 else 85.0))
@@ -137,7 +143,8 @@ class SufficientStats:
     def map_batch(self, shape: torch.Size, change: Change) -> SufficientStats:
         """Expand to batch shape ``shape`` and apply ``change`` to the leading batch dims."""
         quadratic = self.quadratic.expand(shape + self.quadratic.shape[-1:])
-        return SufficientStats(change(quadratic), change(self.log_det.expand(shape)), self.n)
+        n = self.n if isinstance(self.n, int) else change(self.n.expand(shape))
+        return SufficientStats(change(quadratic), change(self.log_det.expand(shape)), n)
 
 
 def sufficient_stats(cholesky: Tensor, y: Tensor) -> SufficientStats:
@@ -505,12 +512,13 @@ def importance_proposal(stats: SufficientStats) -> InverseGamma:
         tensor(3.)
     """
     total = stats.total
-    if stats.count == 0 or bool((total <= 0).any()):
+    count = torch.as_tensor(stats.count, dtype=total.dtype, device=total.device)
+    if bool((count == 0).any()) or bool((total <= 0).any()):
         raise DataError(
             "the likelihood of sigma^2 is no law without data or when all targets are zero; "
             "sample from the prior instead"
         )
-    return InverseGamma(torch.full_like(total, 0.5 * stats.count), 0.5 * total)
+    return InverseGamma((0.5 * count).expand(total.shape), 0.5 * total)
 
 
 # --------------------------------------------------------------------------- predictions
@@ -774,6 +782,43 @@ def spectral_stats(gram: Tensor, y: Tensor, noise_var: Tensor | float) -> Spectr
         eigenvalues.clamp_min(0).expand(batch + eigenvalues.shape[-1:]),
         eigenvectors.expand(batch + eigenvectors.shape[-2:]),
     )
+
+
+@storable
+@dataclass(frozen=True)
+class PaddedStats:
+    """Statistics of matrices of different sizes, filled up to one size with zeros.
+
+    A padding row has eigenvalue zero and target zero, so it adds the density of ``noise_var`` at
+    zero, which is taken off again.
+
+    Attributes:
+        base: Statistics of the padded matrices.
+        padding: Number of padding rows [*batch].
+    """
+
+    base: SpectralStats
+    padding: Tensor
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """Batch shape [*batch]."""
+        return self.base.batch_shape
+
+    @property
+    def reference(self) -> Tensor:
+        """A tensor with the dtype and device of the data."""
+        return self.base.reference
+
+    def log_likelihood(self, u: Tensor) -> Tensor:
+        """Return log p(y | sigma^2 = exp u) for u [*sample, *batch]."""
+        extra = -0.5 * self.padding * self.base.outputs
+        surplus = extra * (math.log(2 * math.pi) + self.base.noise_var.log())
+        return self.base.log_likelihood(u) - surplus
+
+    def map_batch(self, shape: torch.Size, change: Change) -> PaddedStats:
+        """Expand to batch shape ``shape`` and apply ``change`` to the leading batch dims."""
+        return PaddedStats(self.base.map_batch(shape, change), change(self.padding.expand(shape)))
 
 
 class _SpectralLogLikelihood(torch.autograd.Function):

@@ -38,6 +38,12 @@ class Scaling:
         """Standardise targets [row] or [row, output]."""
         return (y - self.y_mean) / self.y_sd
 
+    def output(self, k: int) -> Scaling:
+        """Return the map of one output alone, as a target without output dim."""
+        if self.y_mean.ndim == 0:
+            return self
+        return Scaling(self.x_mean, self.x_sd, self.y_mean[k], self.y_sd[k])
+
     def log_jacobian(self, y: Tensor) -> Tensor:
         """Log |d standardised / d original| of the targets: minus the sum of their log sds."""
         return -(y.shape[0] * self.y_sd.log()).sum()

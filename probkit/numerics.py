@@ -222,6 +222,9 @@ def _cached_file_pages(statistics: Path) -> int:
     return 0
 
 
+_ALWAYS_FITS = 2**19  # below this, asking the system for its free memory costs more than the work
+
+
 def check_allocation(n_bytes: int, what: str, *, device: torch.device | str = "cpu") -> None:
     """Raise before an allocation that cannot fit, instead of being killed during it.
 
@@ -236,6 +239,8 @@ def check_allocation(n_bytes: int, what: str, *, device: torch.device | str = "c
     Example:
         >>> check_allocation(8 * 100**2, "kernel matrix [100, 100]")
     """
+    if n_bytes < _ALWAYS_FITS:
+        return
     available = available_memory(device)
     if n_bytes > available:
         raise DataError(

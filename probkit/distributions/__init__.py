@@ -4,12 +4,15 @@
   :class:`MultiOutputNormal`: laws with one scale shared by all coordinates, accurate at any df.
 * :func:`cdf`, :func:`icdf`, :func:`marginals`, :func:`sample`, :func:`select` and
   :func:`flatten_batch` for any distribution.
+* :class:`FiniteMixture` and :class:`IndependentBlocks`: laws made of laws.
 * ``mixture_*``: finite mixtures whose components lie along the leading batch dim.
 """
 
 from __future__ import annotations
 
 from probkit.distributions._roots import find_quantile
+from probkit.distributions.blocks import FiniteMixture, IndependentBlocks
+from probkit.distributions.joint_normal import JointNormal
 from probkit.distributions.mixture import (
     mixture_cdf,
     mixture_icdf,
@@ -35,6 +38,9 @@ from probkit.distributions.sampling import sample
 from probkit.distributions.student_t import StudentT, student_t_cdf
 
 __all__ = [
+    "FiniteMixture",
+    "IndependentBlocks",
+    "JointNormal",
     "MultiOutputNormal",
     "MultiOutputStudentT",
     "MultivariateStudentT",

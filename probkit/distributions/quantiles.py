@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from probkit.distributions._roots import apply_scipy, find_quantile, implicit_derivative
+from probkit.distributions.joint_normal import JointNormal
 from probkit.distributions.multivariate import (
     MultiOutputNormal,
     MultiOutputStudentT,
@@ -270,6 +271,7 @@ def _(dist: Any) -> Distribution:
     return marginals(dist.base_dist)
 
 
+@marginals.register(JointNormal)
 @marginals.register(td.MultivariateNormal)
 @marginals.register(td.LowRankMultivariateNormal)
 def _(dist: Any) -> Distribution:
