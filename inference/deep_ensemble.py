@@ -146,8 +146,8 @@ class DeepEnsemble(Sampler):
         bad = ~(torch.isfinite(density) & torch.isfinite(flat).all(-1))
         if bool(bad.any()):
             raise DataError(
-                f"DeepEnsemble: the log joint of member {int(bad.nonzero()[0])} is no longer finite "
-                f"at step {taken}; lower lr={self.lr:g}"
+                f"DeepEnsemble: the log joint of member {int(bad.nonzero()[0])} is no longer "
+                f"finite at step {taken}; lower lr={self.lr:g}"
             )
         new = {**state, "flat": flat, "optimizer": optimizer.state_dict(), "taken": taken}
         return Step(new, taken >= self.steps, info={"log_joint": float(density.mean())})

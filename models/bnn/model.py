@@ -14,21 +14,25 @@ from torch.distributions import Distribution, constraints
 
 from probkit.errors import CapabilityError, DataError
 from probkit.files import storable
+from probkit.inference.laplace import LaplaceNormal, OutputCurvature, linearise
 from probkit.model import Batch, Model, Site, Values
 from probkit.models.bnn import network
 from probkit.models.bnn.data import Rows, as_inputs, as_labels, as_pair, as_targets
 from probkit.models.bnn.network import Dense, Layer
 from probkit.models.bnn.predictive import (
+    add_noise,
+    gaussian,
     mixture_of_categoricals,
     mixture_of_functions,
     mixture_of_normals,
+    sample_gaussian,
 )
 from probkit.models.bnn.prior import layer_sizes, log_normal_sum, weight_names
 from probkit.models.scale_laws import LogNormal, ScaleLaw, as_scale_law
 from probkit.posterior import Posterior
 from probkit.predictive import Predictive
 from probkit.rng import Rng, require_rng, scope, stream
-from probkit.sources import Draws
+from probkit.sources import Draws, Fitted
 
 __all__ = ["BNN"]
 
@@ -229,8 +233,11 @@ class BNN(Model):
 
     def _event(self) -> dict[str, int]:
         """Number of dims of every weight and bias."""
-        names = weight_names(len(self.hidden) + 1)
-        return {name: dims for pair in names for name, dims in zip(pair, (2, 1), strict=True)}
+        return {
+            name: dims
+            for pair in self.layer_names()
+            for name, dims in zip(pair, (2, 1), strict=True)
+        }
 
     def weight_sd(self) -> dict[str, float]:
         """Return the prior standard deviation of the entries of every weight and bias."""
@@ -305,9 +312,33 @@ class BNN(Model):
         """
         return network.run_layers(x, self._dense(values), network.activation_of(self.activation))
 
+    def layer_names(self) -> list[tuple[str, str]]:
+        """Return the sites (weight, bias) of every layer."""
+        return weight_names(len(self.hidden) + 1)
+
+    def network_inputs(self, data: Any) -> Tensor:
+        """Return the inputs [row, feature] of ``data`` in the network's units."""
+        return Rows.of(data, standardize=self.standardize).inputs()
+
+    def output_curvature(self, values: Values, data: Any) -> OutputCurvature:
+        """Return the curvature of the likelihood in the network's outputs, in its units."""
+        rows = Rows.of(data, standardize=self.standardize)
+        f = self.network(values, rows.inputs())
+        if self.likelihood == "categorical":
+            p = torch.softmax(f, -1)
+            # root root' = diag(p) - p p', since the entries of p sum to one.
+            return OutputCurvature(torch.diag_embed(p.sqrt()) - p[:, :, None] * p.sqrt()[:, None])
+        y = rows.y if rows.scaling is None else rows.scaling.y(rows.y)
+        y = y.reshape(f.shape)
+        variance = self._noise(values, f if rows.y.ndim == 2 else f.squeeze(-1))
+        sd = torch.as_tensor(variance, dtype=f.dtype, device=f.device).sqrt()
+        root = (1 / sd).expand(f.shape) if rows.y.ndim == 2 else (1 / sd).expand(len(f))[:, None]
+        noise = _NOISE if isinstance(self.noise_var, Distribution) else None
+        return OutputCurvature(torch.diag_embed(root), root * (y - f), noise)
+
     def _dense(self, values: Values) -> list[Dense]:
         dense = []
-        for k, (weight, bias) in enumerate(weight_names(len(self.hidden) + 1)):
+        for k, (weight, bias) in enumerate(self.layer_names()):
             dense.append(Dense(values[weight], values[bias], self._scale(values, weight, k)))
         return dense
 
@@ -433,12 +464,14 @@ class BNN(Model):
             site: None for new observations (or labels), "f" for the network's output.
             joint: Keep the dependence between rows (and outputs): one network for each draw.
             groups: Not used by this model.
-            rng: Needed only for a posterior that stores no draws.
+            rng: Needed only for a posterior that stores no draws, and for labels by Laplace.
             draws: How many to take from such a posterior.
 
         Returns:
             For new observations a mixture of normals (or of categorical laws) over the draws, of
-            shape [*lead, row] or [*lead, row, output]; for "f" the draws themselves.
+            shape [*lead, row] or [*lead, row, output]; for "f" the draws themselves. From a
+            :class:`~probkit.inference.Laplace` posterior a normal law in closed form, with
+            outputs linearised in the weights.
         """
         if groups is not None:
             raise CapabilityError("BNN has no plates; leave groups= out")
@@ -446,6 +479,10 @@ class BNN(Model):
             raise DataError(f"site: expected None (new observations) or 'f', got {site!r}")
         x_train = post.context.data[0]
         x = as_inputs(x, "x", columns=x_train.shape[1]).to(x_train)
+        source = post.source
+        if isinstance(source, Fitted) and isinstance(source.guide, LaplaceNormal):
+            if source.guide.linearised:
+                return self._linearised(source, post.context.data, x, site, joint, rng, draws)
         values, log_weights = _draws_of(post, rng, draws)
         return self._mixture(post.context.data, values, log_weights, x, site=site, joint=joint)
 
@@ -475,6 +512,51 @@ class BNN(Model):
             return mixture_of_functions(f, log_weights)
         trailing = rows.y.ndim if joint else 0
         return mixture_of_normals(f, sd * scaling.y_sd, log_weights, joint=trailing)
+
+    def _linearised(
+        self,
+        source: Fitted,
+        data: Any,
+        x: Tensor,
+        site: str | None,
+        joint: bool,
+        rng: Rng | None,
+        draws: int,
+    ) -> Predictive:
+        """Predict around the modes of a Laplace approximation, one component for each."""
+        rows = Rows.of(data, standardize=self.standardize)
+        scaling = rows.affine() if self.likelihood == "normal" else None
+        inputs = x if scaling is None else scaling.x(x)
+        guide = source.guide
+        assert isinstance(guide, LaplaceNormal)
+        parts, noises = [], []
+        for params in source.params:
+            parts.append(linearise(guide, params, self, data, inputs, joint=joint))
+            noises.append(guide.centre(params, self, data).get(_NOISE))
+        mean = torch.stack([part.mean for part in parts])
+        covariance = torch.stack([part.covariance for part in parts])
+        if scaling is None:
+            if site == "f":
+                return gaussian(mean, covariance, joint=joint, squeeze=False)
+            source_rng = stream(require_rng(rng, "a prediction of labels"), "logits")
+            logits = sample_gaussian(mean, covariance, draws, joint=joint, rng=source_rng)
+            return mixture_of_categoricals(logits, None, joint=int(joint))
+        sd = scaling.y_sd.expand(mean.shape[-1])
+        if site is None:
+            covariance = add_noise(covariance, self._noise_variances(noises, mean), joint=joint)
+        mean = mean * sd + scaling.y_mean
+        factor = sd.repeat(x.shape[-2]) if joint else sd
+        covariance = covariance * factor * factor[:, None]
+        return gaussian(mean, covariance, joint=joint, squeeze=rows.y.ndim == 1)
+
+    def _noise_variances(self, noises: Sequence[Tensor | None], like: Tensor) -> Tensor:
+        """Noise variance [component, output]."""
+        shape = (len(noises), like.shape[-1])
+        learned = [noise for noise in noises if noise is not None]
+        if not learned:
+            assert isinstance(self.noise_var, Real)
+            return like.new_full(shape, float(self.noise_var))
+        return torch.stack(learned).reshape(len(noises), -1).expand(shape)
 
     def _outputs_at(self, values: Values, x: Tensor) -> Tensor:
         """Evaluate the networks [draw] in parts whose hidden layers stay small."""

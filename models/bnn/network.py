@@ -115,5 +115,7 @@ def _dense(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def _shaped(value: Tensor, batch: torch.Size, lead: torch.Size) -> Tensor:
     """Bring [network, row, unit] back to [*batch, *lead, unit]."""
-    value = value.expand(math.prod(batch), *value.shape[-2:])
-    return value.reshape(batch + lead + value.shape[-1:])
+    wanted = batch + lead + value.shape[-1:]
+    if value.shape == wanted:  # The very tensor, so that later layers are derived from it.
+        return value
+    return value.expand(math.prod(batch), *value.shape[-2:]).reshape(wanted)
