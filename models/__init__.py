@@ -10,6 +10,7 @@ from probkit.models.nngp_classification import (
     ScaleMixtureClassifier,
     SparseScaleGuide,
 )
+from probkit.models.sbl import EvidenceMaximization, KroneckerSBL, SparseRegression
 from probkit.models.scale_laws import (
     BurrXII,
     Gamma,
@@ -31,9 +32,11 @@ __all__ = [
     "BNN",
     "BurrXII",
     "DiscreteHMM",
+    "EvidenceMaximization",
     "Gamma",
     "HalfCauchy",
     "InverseGamma",
+    "KroneckerSBL",
     "LabelledData",
     "LinearGaussian",
     "LogNormal",
@@ -43,6 +46,7 @@ __all__ = [
     "ScaleMixtureNNGP",
     "ScaleProposal",
     "Sequences",
+    "SparseRegression",
     "SparseScaleGuide",
     "StateSpaceModel",
     "StochasticVolatility",

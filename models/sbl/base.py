@@ -45,7 +45,7 @@ class SparseModel(Model):
     noise_var: Any
     update: str
     shared_support: bool
-    noise_floor: float
+    noise_floor: Any
     variance_law: Distribution
     noise_law: Distribution
 
@@ -59,9 +59,7 @@ class SparseModel(Model):
     def _check_options(self, updates: Sequence[str]) -> None:
         name = type(self).__name__
         if self.update not in updates:
-            raise DataError(
-                f"update: expected one of {', '.join(updates)}, got {self.update!r}"
-            )
+            raise DataError(f"update: expected one of {', '.join(updates)}, got {self.update!r}")
         if self.noise_var is not None:
             value = as_tensor(self.noise_var, name="noise_var")
             if not bool(((value > 0) & torch.isfinite(value)).all()):
@@ -71,9 +69,7 @@ class SparseModel(Model):
                 )
         floor = self.noise_floor
         if not isinstance(floor, Real) or not 0 < float(floor) < 1:
-            raise DataError(
-                f"noise_floor: expected a share of mean |y|^2 in (0, 1), got {floor!r}"
-            )
+            raise DataError(f"noise_floor: expected a share of mean |y|^2 in (0, 1), got {floor!r}")
         for law in ("variance_law", "noise_law"):
             object.__setattr__(self, law, as_scale_law(getattr(self, law)))
         if not isinstance(self.shared_support, bool):
@@ -283,9 +279,7 @@ class SparseModel(Model):
         return self._log_evidence(variances, noise, data)
 
     def _log_evidence(self, variances: list[Tensor], noise: Tensor, data: Tensor) -> Tensor:
-        return moments_of(
-            self._factors(data), variances, noise, self._internal(data)
-        ).log_evidence
+        return moments_of(self._factors(data), variances, noise, self._internal(data)).log_evidence
 
     def log_likelihood(self, values: Values, data: Tensor) -> Tensor:
         """Return log p(y | weights, noise) [*batch]."""
@@ -386,8 +380,8 @@ class SparseModel(Model):
         """
         if hyper is None:
             raise CapabilityError(
-                f"{type(self).__name__} holds no prior variances: use infer(model, y, rng=0), which "
-                "fits them, Direct(hyper=NUTS()), or Direct(hyper={'weight_var': ...})"
+                f"{type(self).__name__} holds no prior variances: infer(model, y, rng=0) fits "
+                "them; else use Direct(hyper=NUTS()), or Direct(hyper={'weight_var': ...})"
             )
         variances, noise = self._split(hyper, data)
         with torch.no_grad():
@@ -438,8 +432,10 @@ class SparseModel(Model):
         if x is None:
             return [matrix.to(like.device) for matrix in self.dictionaries]
         given = list(x) if isinstance(x, list | tuple) else [x]
-        matrices = [checked_matrix(m, f"x[{i}]" if len(given) > 1 else "x", warn=False)
-                    for i, m in enumerate(given)]
+        matrices = [
+            checked_matrix(m, f"x[{i}]" if len(given) > 1 else "x", warn=False)
+            for i, m in enumerate(given)
+        ]
         found = tuple(int(m.shape[-1]) for m in matrices)
         total = math.prod(self.sizes)
         if found not in (self.sizes, (total,)):

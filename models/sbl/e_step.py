@@ -47,7 +47,9 @@ def data_form_moments(
     rows = dictionary.shape[-2]
     scaled = dictionary * variance.unsqueeze(-2)
     covariance = scaled @ dictionary.mH
-    covariance = covariance + torch.diag_embed(noise_var.unsqueeze(-1).expand(covariance.shape[:-1]))
+    covariance = covariance + torch.diag_embed(
+        noise_var.unsqueeze(-1).expand(covariance.shape[:-1])
+    )
     factor = hermitian_cholesky(covariance)
     half = torch.linalg.solve_triangular(factor, y.mT, upper=False)
     solved = torch.linalg.solve_triangular(factor.mH, half, upper=True)  # C^{-1} y, a column each
@@ -74,9 +76,9 @@ def data_form_moments(
 def weight_form_moments(
     dictionary: Tensor, variance: Tensor, noise_var: Tensor, y: Tensor
 ) -> Moments:
-    """The N x N form: one factor of A = s2 I + G^{1/2} H^H H G^{1/2}; Sigma = s2 G^{1/2} A^{-1} G^{1/2}.
+    """The N x N form: one factor of A = s2 I + G^{1/2} H^H H G^{1/2}.
 
-    No division by g, which may be zero.
+    Sigma = s2 G^{1/2} A^{-1} G^{1/2}: no division by g, which may be zero.
     """
     rows, columns = dictionary.shape[-2:]
     root = variance.sqrt()

@@ -20,11 +20,12 @@ from probkit.models.sbl.kronecker_updates import (
     rank_one_step,
     relative_change,
 )
+from probkit.models.sbl.linear_algebra import hermitian_cholesky, solve_with_factor
 from probkit.models.sbl.moments import Moments
-from probkit.models.sbl.noise import collapsed, em_noise, initial_noise, mackay_noise
+from probkit.models.sbl.noise import em_noise, initial_noise, mackay_noise
 from probkit.models.sbl.problem import SparseProblem, moments_of
 from probkit.models.sbl.pruning import prune, reduce
-from probkit.models.sbl.support_search import revise_support
+from probkit.models.sbl.support_search import price_of_an_index, revise_support
 from probkit.models.sbl.updates import em_update, mackay_update, mm_update
 from probkit.posterior import Posterior
 from probkit.rng import stream
@@ -36,7 +37,7 @@ __all__ = ["EvidenceMaximization"]
 Variances = list[Tensor]
 Update = Callable[[Moments, Variances], Variances]
 
-_STAGES = {"hybrid": ("svd", "am", "revise", "am")}
+_STAGES: Mapping[str, tuple[str, ...]] = {"hybrid": ("svd", "am", "revise", "am")}
 _PRUNE = {"svd": 1e-3, "am": 1e-2, "ksbl": 1e-2}
 _PRUNE_PLAIN = 1e-3
 _FAST_CHANGES = 25  # one-weight changes between fresh E-steps
@@ -128,8 +129,7 @@ class EvidenceMaximization(Sampler):
             )
         if not isinstance(self.prune_after, int) or self.prune_after < 0:
             raise DataError(
-                f"EvidenceMaximization: expected a whole prune_after >= 0, got "
-                f"{self.prune_after!r}"
+                f"EvidenceMaximization: expected a whole prune_after >= 0, got {self.prune_after!r}"
             )
 
     # ------------------------------------------------------------------ driver
@@ -305,8 +305,6 @@ class EvidenceMaximization(Sampler):
 
     def _revise(self, sparse: SparseProblem, state: dict[str, Any], rows: Tensor) -> None:
         """One revision of the support, kept where evidence less the price of indices rises."""
-        from probkit.models.sbl.support_search import price_of_an_index
-
         old = [part[rows] for part in state["variances"]]
         noise = state["noise_var"][rows]
         factors, y = sparse.rows(rows)
@@ -397,9 +395,7 @@ class EvidenceMaximization(Sampler):
         sparse: SparseProblem, factors: Variances, parts: Variances, noise: Tensor, y: Tensor
     ) -> Tensor:
         reduction = reduce(parts)
-        return moments_of(
-            reduction.columns(factors), reduction.columns(parts), noise, y
-        ).freedom
+        return moments_of(reduction.columns(factors), reduction.columns(parts), noise, y).freedom
 
     def conclude(self, problem: Problem, posterior: Posterior) -> Posterior:
         """Warn of problems that did not converge."""
@@ -421,8 +417,6 @@ def sparse_update(sparse: SparseProblem, stage: str) -> Update:
 
 def fast_start(dictionary: Tensor, variance: Tensor, noise_var: Tensor, y: Tensor) -> FastState:
     """A fresh C^{-1} (or H^H C^{-1} H) from variances [problem, N]."""
-    from probkit.models.sbl.linear_algebra import hermitian_cholesky, solve_with_factor
-
     rows, columns = dictionary.shape[-2:]
     n = len(variance)
     eye = torch.eye(min(rows, columns), dtype=y.dtype, device=y.device)
@@ -479,8 +473,8 @@ def _warn_of_zeros(sparse: SparseProblem, variances: Variances) -> None:
     empty = torch.stack([(part == 0).all(-1) for part in variances]).any(0)
     if bool(empty.any()):
         warnings.warn(
-            f"every weight was pruned in {int(empty.sum())} of {len(empty)} problems: the data show "
-            "no column above the noise; the posterior mean is zero. Check the noise variance",
+            f"every weight was pruned in {int(empty.sum())} of {len(empty)} problems: no column rises "
+            "above the noise, the posterior mean is zero. Check the noise variance",
             ConvergenceWarning,
             stacklevel=6,
         )
@@ -495,7 +489,7 @@ def _warn_of_collapse(sparse: SparseProblem, freedom: Tensor, noise_var: Tensor)
             f"the learned noise variance collapsed in {int(bad.sum())} of {len(bad)} problems: the "
             f"weights use {float(snapshots * freedom.max()):.0f} of {size} degrees of freedom, so "
             "noise and weights cannot be told apart. Give noise_var, raise noise_floor, add "
-            "snapshots, or use update='fast'",
+            "snapshots, or use update='em' with prune='auto'",
             NumericsWarning,
             stacklevel=6,
         )

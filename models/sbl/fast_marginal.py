@@ -37,7 +37,9 @@ class FastState:
     gain: Tensor
 
 
-def best_changes(variance: Tensor, leverage: Tensor, power: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+def best_changes(
+    variance: Tensor, leverage: Tensor, power: Tensor, weight: float
+) -> tuple[Tensor, Tensor]:
     """The best prior variance of each weight, all others kept, and the gain in log evidence.
 
     With s, q^2 the leverage and power of weight j in the model without it, the evidence of g_j is
@@ -104,7 +106,9 @@ def fast_passes(
             column = kernel[rows, :, chosen]  # H^H C^{-1} h_j
             kernel -= scale[:, None, None] * column[:, :, None] * column.conj()[:, None, :]
         else:
-            atom = dictionary[..., chosen].mT if dictionary.ndim == 2 else dictionary[rows, :, chosen]
+            atom = (
+                dictionary[..., chosen].mT if dictionary.ndim == 2 else dictionary[rows, :, chosen]
+            )
             solved = (kernel @ atom.unsqueeze(-1)).squeeze(-1)
             kernel -= scale[:, None, None] * solved[:, :, None] * solved.conj()[:, None, :]
             column = (dictionary.mH @ solved.unsqueeze(-1)).squeeze(-1)

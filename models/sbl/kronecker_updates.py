@@ -51,13 +51,15 @@ def fix_scale(variances: Sequence[Tensor]) -> list[Tensor]:
 
 def relative_change(new: Sequence[Tensor], old: Sequence[Tensor]) -> Tensor:
     """||g_new - g_old|| / ||g_old|| of the full products [*batch], from the factors alone."""
-    new_norm, old_norm, cross = 1.0, 1.0, 1.0
-    for a, b in zip(new, old, strict=True):
-        new_norm = new_norm * a.square().sum(-1)
-        old_norm = old_norm * b.square().sum(-1)
-        cross = cross * (a * b).sum(-1)
+    new_norm = _product([a.square().sum(-1) for a in new])
+    old_norm = _product([b.square().sum(-1) for b in old])
+    cross = _product([(a * b).sum(-1) for a, b in zip(new, old, strict=True)])
     square = (new_norm - 2 * cross + old_norm).clamp_min(0)
     return (square / old_norm.clamp_min(torch.finfo(square.dtype).tiny)).sqrt()
+
+
+def _product(factors: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(factors)).prod(0)
 
 
 def _mean_weights(variance: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Posterior laws of the weights: element-wise marginals, and the joint law with an exact sampler."""
+"""Posterior laws of the weights: element-wise marginals, and a joint law with exact draws."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch.distributions.constraints import Constraint
 from probkit.distributions.quantiles import marginals
 from probkit.errors import CapabilityError
 from probkit.files import register
-from probkit.models.sbl.linear_algebra import hermitian_cholesky, solve_with_factor
 from probkit.models.sbl.kronecker_e_step import kronecker_spectrum
+from probkit.models.sbl.linear_algebra import hermitian_cholesky, solve_with_factor
 from probkit.models.sbl.mode_products import mode_products, outer
 from probkit.models.sbl.moments import abs_square
 

@@ -29,7 +29,7 @@ def hermitian_cholesky(matrix: Tensor) -> Tensor:
 
 
 def log_det_of_factor(factor: Tensor) -> Tensor:
-    """log |L L^H| [*batch]."""
+    """Return log |L L^H| [*batch]."""
     return 2 * factor.diagonal(dim1=-2, dim2=-1).real.log().sum(-1)
 
 

@@ -55,7 +55,7 @@ def _mean(law: WeightLaw, new: Sequence[Tensor]) -> Tensor:
     mean = law.internal_mean
     if len(new) == 1:
         mean = mean.flatten(-len(law.factors))
-        return (mean.to(_common(mean, new[0])) @ new[0].mT.to(_common(mean, new[0])))
+        return mean.to(_common(mean, new[0])) @ new[0].mT.to(_common(mean, new[0]))
     common = _common(mean, new[0])
     return mode_products(mean.to(common), [matrix.to(common).unsqueeze(-3) for matrix in new])
 

@@ -185,5 +185,3 @@ def _shares(variance: Tensor) -> Tensor:
     active = variance > 0
     inverse = torch.where(active, 1 / torch.where(active, variance, 1.0), 0.0)
     return inverse / active.sum(-1, keepdim=True).clamp_min(1)
-
-
