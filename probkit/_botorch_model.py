@@ -369,6 +369,8 @@ def _joint_law(dist: Distribution, rank: int, outputs: Sequence[int]) -> _JointL
         return _shared_factor(dist._one, [0])
     if isinstance(dist, td.MultivariateNormal) and len(shape) == rank:
         return _JointLaw(dist.loc.unsqueeze(-1), dist.scale_tril)
+    if isinstance(dist, D.JointNormal) and len(shape) == rank + 1:
+        return _chosen_outputs(dist, chosen)
     if isinstance(dist, td.Normal):  # independent entries
         loc, scale = (
             value.expand(shape).reshape(*shape[:rank], -1)[..., chosen]
@@ -383,6 +385,14 @@ def _joint_law(dist: Distribution, rank: int, outputs: Sequence[int]) -> _JointL
         f"normal or Student-t from predict(joint=True), got {type(dist).__name__} with batch shape "
         f"{tuple(dist.batch_shape)} and event shape {tuple(dist.event_shape)}"
     )
+
+
+def _chosen_outputs(dist: D.JointNormal, outputs: list[int]) -> _JointLaw:
+    """Read a law with any covariance between points and outputs; rows of the root are chosen."""
+    points, total = dist.event_shape
+    rows = torch.arange(points * total, device=dist.loc.device).reshape(points, total)
+    root = dist.scale_tril[..., rows[:, outputs].flatten(), :]
+    return _JointLaw(dist.loc[..., outputs], root)
 
 
 def _shared_factor(dist: Any, outputs: list[int]) -> _JointLaw:
