@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 from probkit._version import __version__
 
 if TYPE_CHECKING:
+    from probkit.calibration import coverage, coverage_on, geweke, sbc
     from probkit.checkpoint import Checkpoint
     from probkit.compare import compare
+    from probkit.diagnostics import diagnose, loo
     from probkit.driver import infer
     from probkit.errors import (
         CapabilityError,
@@ -71,8 +73,14 @@ _HOME = {
     "Step": "sampler",
     "Unconstrained": "unconstrained",
     "compare": "compare",
+    "coverage": "calibration",
+    "coverage_on": "calibration",
+    "diagnose": "diagnostics",
+    "geweke": "calibration",
     "infer": "driver",
     "load": "posterior",
+    "loo": "diagnostics",
+    "sbc": "calibration",
     "scope": "rng",
     "stream": "rng",
     "to_pyro": "pyro_adapter",
@@ -109,8 +117,14 @@ __all__ = [
     "Unconstrained",
     "__version__",
     "compare",
+    "coverage",
+    "coverage_on",
+    "diagnose",
+    "geweke",
     "infer",
     "load",
+    "loo",
+    "sbc",
     "scope",
     "stream",
     "to_pyro",

@@ -7,13 +7,12 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from probkit.arviz_export import data_leaves, export_groups, wrap_groups
+from probkit.arviz_export import data_leaves
+from probkit.diagnostics import loo
 from probkit.errors import CapabilityError, DataError, NumericsWarning
-from probkit.rng import scope
 from probkit.sources import Draws
 
 if TYPE_CHECKING:
@@ -139,27 +138,27 @@ def _has_loo(post: Posterior) -> bool:
 def _by_loo(posteriors: Mapping[str, Posterior]) -> pd.DataFrame:
     import pandas as pd
 
-    results = {name: _loo(post) for name, post in posteriors.items()}
-    sizes = {name: len(result["pointwise"]) for name, result in results.items()}
+    results = {name: loo(post) for name, post in posteriors.items()}
+    sizes = {name: len(result.pointwise) for name, result in results.items()}
     if len(set(sizes.values())) > 1:
         raise DataError(
             f"compare: expected one log likelihood for each observation, got {sizes} of them"
         )
-    names = sorted(results, key=lambda name: -results[name]["pointwise"].sum())
-    best = results[names[0]]["pointwise"]
-    rows = []
+    names = sorted(results, key=lambda name: -results[name].elpd)
+    best = results[names[0]].pointwise
+    rows: list[dict[str, float]] = []
     for rank, name in enumerate(names):
         result = results[name]
-        difference = best - result["pointwise"]
+        difference = best - result.pointwise
         rows.append(
             {
                 "rank": rank,
-                "elpd_loo": result["pointwise"].sum(),
-                "se": _standard_error(result["pointwise"]),
-                "p_loo": result["p_loo"],
-                "elpd_diff": difference.sum(),
+                "elpd_loo": result.elpd,
+                "se": result.se,
+                "p_loo": result.p,
+                "elpd_diff": float(difference.sum()),
                 "dse": _standard_error(difference),
-                "bad_k": result["bad_k"],
+                "bad_k": result.bad,
                 "observations": len(difference),
             }
         )
@@ -174,33 +173,9 @@ def _by_loo(posteriors: Mapping[str, Posterior]) -> pd.DataFrame:
     return pd.DataFrame(rows, index=names)
 
 
-def _standard_error(values: np.ndarray[Any, Any]) -> float:
+def _standard_error(values: Tensor) -> float:
     """Standard error of a sum over observations."""
-    return float(np.sqrt(len(values) * np.var(values)))
-
-
-def _loo(post: Posterior) -> dict[str, Any]:
-    """Pointwise densities, effective parameters and Pareto k of one posterior, through ArviZ."""
-    import arviz
-    import xarray as xr
-
-    pointwise = [value.detach().cpu().double() for value in post.log_likelihood.values()]
-    joined = torch.cat([value.flatten(2) for value in pointwise], dim=2).numpy()
-    groups = export_groups(post)
-    groups["log_likelihood"] = xr.Dataset({"all": (["chain", "draw", "observation"], joined)})
-    data = wrap_groups(groups, str(arviz.__version__))
-    with scope(), warnings.catch_warnings():  # Scopes exclude each other: filters are global.
-        # ArviZ warns of large Pareto k in words of its own; the table counts them.
-        warnings.simplefilter("ignore", UserWarning)
-        result = arviz.loo(data, pointwise=True)
-    pareto_k = np.asarray(result.pareto_k)
-    # ArviZ 0.x calls these loo_i and p_loo, 1.x elpd_i and p.
-    pointwise_loo = result.loo_i if hasattr(result, "loo_i") else result.elpd_i
-    return {
-        "pointwise": np.asarray(pointwise_loo).ravel(),
-        "p_loo": float(result.p_loo if hasattr(result, "p_loo") else result.p),
-        "bad_k": int((pareto_k > float(result.good_k)).sum()),
-    }
+    return float(values.std(correction=0)) * len(values) ** 0.5
 
 
 # --------------------------------------------------------------------------- evidence

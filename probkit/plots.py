@@ -25,9 +25,12 @@ __all__ = [
     "band_plot",
     "calibration_plot",
     "coverage",
+    "coverage_plot",
     "density_plot",
+    "ecdf_difference_plot",
     "figure",
     "interval_plot",
+    "rank_plot",
     "style",
     "trace_plot",
 ]
@@ -238,6 +241,162 @@ def calibration_plot(
     ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="nominal coverage", ylabel="empirical coverage")
     ax.set_aspect("equal")
     ax.legend(loc="upper left")
+    return ax
+
+
+@style()
+def coverage_plot(ax: Axes, pits: Mapping[str, ArrayLike], *, band: float = 0.95) -> Axes:
+    """Draw empirical against nominal coverage of central intervals, entries grouped by units.
+
+    As :func:`calibration_plot`, for transforms whose entries within a unit depend on each other:
+    the grey band is that of the number of units, which is too wide rather than too narrow.
+
+    Args:
+        ax: Where to draw.
+        pits: Probability integral transforms ``[unit, entry]``, by name.
+        band: Pointwise probability of the grey band.
+
+    Returns:
+        The axes.
+
+    Raises:
+        DataError: ``pits`` is empty, or a value lies outside [0, 1].
+
+    Example:
+        >>> fig, axes = figure()
+        >>> u = (np.arange(100)[:, None] + 0.5) / 100
+        >>> len(coverage_plot(axes[0, 0], {"mu": u, "y": u}).get_lines())
+        3
+    """
+    from scipy.stats import binom
+
+    if not pits:
+        raise DataError("expected at least one name with pit values [unit, entry], got none")
+    grid = np.linspace(0.05, 0.95, 19)
+    units = min(len(np.asarray(u)) for u in pits.values())
+    low, high = (binom.ppf(q, units, grid) / units for q in (0.5 - band / 2, 0.5 + band / 2))
+    ax.fill_between(grid, low, high, color="#d9d9d9", alpha=0.6, label=f"{band:.0%} if calibrated")
+    ax.plot([0, 1], [0, 1], color="#8a8a8a", linewidth=0.9, linestyle="--")
+    for (name, u), colour in zip(pits.items(), _colours(len(pits)), strict=True):
+        curve = coverage(u, grid)
+        ax.plot(grid, curve, color=colour, marker="o", markersize=2.5, label=name)
+    ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="nominal coverage", ylabel="empirical coverage")
+    ax.set_aspect("equal")
+    ax.legend(loc="upper left")
+    return ax
+
+
+@style()
+def rank_plot(
+    ax: Axes,
+    ranks: ArrayLike,
+    draws: int,
+    *,
+    bins: int | None = None,
+    band: float = 0.95,
+    label: str | None = None,
+) -> Axes:
+    """Draw a histogram of ranks, whose bars are level where the ranks are uniform.
+
+    A hump in the middle means posteriors that are too wide, high ends ones that are too narrow, a
+    slope ones that lie to one side. The grey band holds each bar of uniform ranks with probability
+    ``band`` (binomial quantiles); the test of all ranks together is :func:`ecdf_difference_plot`.
+
+    Args:
+        ax: Where to draw.
+        ranks: Ranks ``[replicate]``, whole numbers from 0 to ``draws``.
+        draws: Number of draws that each rank was taken among.
+        bins: Number of bars; by default 20, or fewer where they would hold less than five.
+        band: Pointwise probability of the grey band.
+        label: Title.
+
+    Returns:
+        The axes.
+
+    Raises:
+        DataError: There is no rank, or one outside of 0, ..., draws.
+
+    Example:
+        >>> fig, axes = figure()
+        >>> len(rank_plot(axes[0, 0], np.arange(100), 99).patches)
+        20
+    """
+    from scipy.stats import binom
+
+    found = np.asarray(ranks)
+    if found.size == 0 or found.min() < 0 or found.max() > draws:
+        raise DataError(
+            f"expected ranks [replicate] from 0 to draws={draws}, got {found.size} of range "
+            f"{_range(found.astype(float))}"
+        )
+    count = bins or max(2, min(20, draws + 1, found.size // 5))
+    edges = np.linspace(0, draws + 1, min(count, draws + 1) + 1).round()
+    share = np.diff(edges) / (draws + 1)
+    observed = np.histogram(found, edges)[0]
+    low, high = (
+        np.asarray(binom.ppf(q, found.size, share)) for q in (0.5 - band / 2, 0.5 + band / 2)
+    )
+    ax.fill_between(
+        edges, np.append(low, low[-1]), np.append(high, high[-1]), step="post", color="#d9d9d9",
+        alpha=0.6,
+    )  # fmt: skip
+    ax.bar(edges[:-1], observed, np.diff(edges), align="edge", color=PALETTE[0], alpha=0.75,
+           edgecolor="white", linewidth=0.6)  # fmt: skip
+    ax.step(edges, np.append(share, share[-1]) * found.size, where="post", color="#5f5f5f",
+            linewidth=0.9, linestyle="--")  # fmt: skip
+    ax.set(xlim=(0, draws + 1), xlabel="rank of the truth", ylabel="data sets")
+    if label is not None:
+        ax.set_title(label)
+    return ax
+
+
+@style()
+def ecdf_difference_plot(
+    ax: Axes, ranks: Mapping[str, ArrayLike], draws: int, *, level: float = 0.95
+) -> Axes:
+    """Draw empirical minus uniform distribution function of ranks, with simultaneous bands.
+
+    A line of uniform ranks stays inside the grey band everywhere with probability ``level``, which
+    is exact (:func:`probkit.calibration.ecdf_band`).
+
+    Args:
+        ax: Where to draw.
+        ranks: Ranks ``[replicate]`` by name, equally many each.
+        draws: Number of draws that each rank was taken among.
+        level: Simultaneous probability of the band.
+
+    Returns:
+        The axes.
+
+    Raises:
+        DataError: No ranks, or other numbers of them from name to name.
+
+    Example:
+        >>> fig, axes = figure()
+        >>> len(ecdf_difference_plot(axes[0, 0], {"mu": np.arange(100)}, 99).get_lines())
+        2
+    """
+    from probkit.calibration.uniformity import ecdf_band
+
+    found = {name: np.sort(np.asarray(values).ravel()) for name, values in ranks.items()}
+    sizes = {len(values) for values in found.values()}
+    if len(sizes) != 1:
+        raise DataError(
+            f"expected equally many ranks [replicate] for each name, got {sorted(sizes)}"
+        )
+    replicates = sizes.pop()
+    band = ecdf_band(replicates, draws, level)
+    ax.fill_between(
+        band.uniform, band.low - band.uniform, band.high - band.uniform, color="#d9d9d9",
+        alpha=0.6, label=f"{level:.0%} if uniform",
+    )  # fmt: skip
+    ax.axhline(0.0, color="#8a8a8a", linewidth=0.9, linestyle="--")
+    for (name, values), colour in zip(found.items(), _colours(len(found)), strict=True):
+        share = np.searchsorted(values, band.rank, side="right") / replicates
+        ax.plot(band.uniform, share - band.uniform, color=colour, label=name)
+    ax.set(xlim=(0, 1), xlabel="rank / draws", ylabel="ECDF - uniform")
+    if len(found) > 1:
+        ax.legend()
     return ax
 
 
