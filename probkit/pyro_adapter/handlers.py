@@ -22,6 +22,7 @@ __all__ = [
     "Indices",
     "LiftParams",
     "Substitute",
+    "is_flat",
     "is_free",
     "is_latent",
     "is_observation",
@@ -52,8 +53,15 @@ def is_observation(site: Mapping[str, Any]) -> bool:
     return is_free(site) and bool(site["is_observed"])
 
 
+def is_flat(site: Mapping[str, Any]) -> bool:
+    """Whether the law of a sample statement is an improper uniform one, which has no draws."""
+    return isinstance(_base(site["fn"]), dist.ImproperUniform)
+
+
 class Substitute(Messenger):
     """Give latent sites the values of one point.
+
+    A site with an improper uniform law is never drawn: without a value it gets a starting point.
 
     Args:
         values: Site name -> value.
@@ -90,6 +98,10 @@ class Substitute(Messenger):
             raise DataError(
                 f"expected a value for every site of the Pyro program, missing: {name!r}"
             )
+        elif is_flat(msg) and not isinstance(msg["fn"], Flat):
+            law = msg["fn"]
+            start = Flat(law.support, law.batch_shape, law.event_shape)
+            msg["value"], msg["done"] = start.sample(), True
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if self._mapped and is_latent(msg) and msg["name"] not in self._values:

@@ -15,7 +15,7 @@ from torch.distributions.constraints import Constraint
 
 from probkit.errors import CapabilityError, DataError
 from probkit.model import Site
-from probkit.pyro_adapter.handlers import is_free, is_latent, is_observation
+from probkit.pyro_adapter.handlers import is_flat, is_free, is_latent, is_observation
 
 __all__ = [
     "Layout",
@@ -37,6 +37,7 @@ class Layout:
         sites: Latent sites, in the order of the program, parameters included.
         points: Names of those sites that are ``pyro.param`` statements.
         starts: Initial values of the points.
+        flat: Names of the other sites with an improper uniform law.
         observed: Observed sample sites -> their dim names (batch and event).
         shapes: Shapes of the observed values.
         deterministic: Names of deterministic sites.
@@ -48,6 +49,7 @@ class Layout:
     sites: Mapping[str, Site]
     points: tuple[str, ...]
     starts: Mapping[str, Tensor]
+    flat: tuple[str, ...]
     observed: Mapping[str, tuple[str, ...]]
     shapes: Mapping[str, tuple[int, ...]]
     deterministic: tuple[str, ...]
@@ -85,7 +87,7 @@ def layout_of(
         raise DataError(
             f"minibatch_plate={plate!r}: expected a plate of the program, it has {known}"
         )
-    sites, points, starts, seen, shapes, deterministic = {}, [], {}, {}, {}, []
+    sites, points, starts, flat, seen, shapes, deterministic = {}, [], {}, [], {}, {}, []
     for name, node in trace.nodes.items():
         if node["type"] != "sample":
             continue
@@ -94,6 +96,8 @@ def layout_of(
             if "_param" in (node["infer"] or {}):
                 points.append(name)
                 starts[name] = node["value"].detach()
+            elif is_flat(node):
+                flat.append(name)
         elif is_observation(node):
             seen[name] = _dims(name, node, named)
             shapes[name] = tuple(node["value"].shape)
@@ -103,6 +107,7 @@ def layout_of(
         sites=sites,
         points=tuple(points),
         starts=starts,
+        flat=tuple(flat),
         observed=seen,
         shapes=shapes,
         deterministic=tuple(deterministic),

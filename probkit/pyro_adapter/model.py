@@ -66,7 +66,8 @@ class FromPyro(Model):
 
     Explicit ``pyro.param`` statements become sites with an improper flat prior on their constraint:
     MAP and SVI learn them, samplers treat them as any site, and the posterior is proper only if the
-    likelihood makes it so. A program that has some cannot be drawn from its prior. Parameters of
+    likelihood makes it so. A program that has some cannot be drawn from its prior; nor can one with
+    sites of law ``ImproperUniform``. Parameters of
     modules stay at the values that they have; give them priors with ``PyroSample`` to infer them.
 
     A factor belongs to the log joint, but not to the log likelihood.
@@ -444,6 +445,11 @@ class FromPyro(Model):
                 f"{name_of(self.program)} has no prior for pyro.param "
                 f"{', '.join(map(repr, layout.points))}; make it a sample site to draw it"
             )
+        if layout.flat:
+            raise CapabilityError(
+                f"{name_of(self.program)} has an improper prior (ImproperUniform) at "
+                f"{', '.join(map(repr, layout.flat))}, which has no draws; give it a proper law"
+            )
         hidden = self._observed_sites(x)
         dtype = site_dtype(kwargs)
 
@@ -500,6 +506,15 @@ class FromPyro(Model):
         values = self.sample_prior(n, rng=stream(rng, "values"))
         simulated = self.simulate(values, kwargs, rng=stream(rng, "data"))
         return values, {**kwargs, **self._as_entries(simulated)}
+
+    def pick_dataset(self, data: Mapping[str, Any], index: int) -> dict[str, Any]:
+        """Return data set ``index`` of what :meth:`sample_dataset` drew."""
+        return {name: x[index] if name in self.observed else x for name, x in data.items()}
+
+    def replace_observed(self, data: Any, values: Values, *, rng: Rng) -> dict[str, Any]:
+        """Return ``data`` with its observed arguments drawn anew at values [1, *site]."""
+        simulated = self._as_entries(self.simulate(values, data, rng=rng))
+        return {**data, **{name: value[0] for name, value in simulated.items()}}
 
     def _as_entries(self, simulated: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Match simulated sites with the observed arguments."""

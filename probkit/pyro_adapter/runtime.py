@@ -178,7 +178,9 @@ def _same(known: Mapping[str, Any], data: Mapping[str, Any]) -> bool:
 
 def _matches(key: Any, value: Any) -> bool:
     if isinstance(key, _Seen):
-        return key.tensor() is value and key.version == _version(value)  # type: ignore[arg-type]
+        # The remembered tensor may be gone, and gone is None as an unobserved argument is.
+        same = isinstance(value, Tensor) and key.tensor() is value
+        return same and key.version == _version(value)
     return key is value or _equal(key, value)
 
 
