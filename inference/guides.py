@@ -106,6 +106,23 @@ def _draw_mean_field(
     return values, log_q
 
 
+def _density_mean_field(
+    sites: Mapping[str, Site], params: Params, values: Values, index: Tensor | None
+) -> Tensor | None:
+    """Log density [n] of values [n, *site]; None where there are no sites."""
+    log_q: Tensor | None = None
+    for name, site in sites.items():
+        loc, log_scale = params[name]["loc"], params[name]["log_scale"]
+        if site.plate is not None and index is not None:
+            loc, log_scale = loc[index], log_scale[index]
+        transform = bijection(site.support)
+        free = transform.inv(values[name])
+        log_det = _per_draw(transform.log_abs_det_jacobian(free, values[name]))
+        term = _log_standard_normal((free - loc) / log_scale.exp()) - log_scale.sum() - log_det
+        log_q = term if log_q is None else log_q + term
+    return log_q
+
+
 def _log_q(global_: Tensor | None, local: Tensor | None, n: int) -> LogQ:
     """Pair the two parts; an absent one is zero, as the other is in dtype and device."""
     like = global_ if global_ is not None else local
@@ -178,6 +195,13 @@ class MeanField(Guide):
         more, log_local = _draw_mean_field(local, params, n, batch.index, generator)
         return {**values, **more}, _log_q(log_global, log_local, n)
 
+    def log_prob(self, params: Params, model: Any, batch: Batch, values: Values) -> LogQ:
+        """Return the log density [n] of given values [n, *site] of the batch."""
+        shared, local = _split(model.sites(batch.data))
+        log_global = _density_mean_field(shared, params, values, None)
+        log_local = _density_mean_field(local, params, values, batch.index)
+        return _log_q(log_global, log_local, len(next(iter(values.values()))))
+
     def marginals(self, params: Params, model: Any, data: Any) -> Mapping[str, Distribution]:
         """Return the law of each site."""
         data = data.data if isinstance(data, Batch) else data
@@ -212,6 +236,22 @@ class _Joint:
         values, log_det = Unconstrained(shared).constrain(free)
         more, log_local = _draw_mean_field(local, params["local"], n, batch.index, generator)
         return {**values, **more}, _log_q(log_base - log_det if shared else None, log_local, n)
+
+    def _log_base(self, params: Params, free: Tensor) -> Tensor:
+        """Log density [n] of the unconstrained global vector [n, D]."""
+        raise AssertionError  # Each family has its own.
+
+    def log_prob(self, params: Params, model: Any, batch: Batch, values: Values) -> LogQ:
+        """Return the log density [n] of given values [n, *site] of the batch."""
+        shared, local = _split(model.sites(batch.data))
+        n = len(next(iter(values.values())))
+        log_global = None
+        if shared:
+            space = Unconstrained(shared)
+            free = space.flatten(values)
+            log_global = self._log_base(params, free) - space.constrain(free)[1]
+        log_local = _density_mean_field(local, params["local"], values, batch.index)
+        return _log_q(log_global, log_local, n)
 
     def _marginals(
         self, params: Params, model: Any, data: Any, variance: Tensor
@@ -257,7 +297,13 @@ class FullRank(_Joint, Guide):
             "local": local,
         }
 
-    def _factor(self, params: Params) -> Tensor:
+    def _log_base(self, params: Params, free: Tensor) -> Tensor:
+        centred = (free - params["loc"]).mT
+        noise = torch.linalg.solve_triangular(self.factor(params), centred, upper=False).mT
+        return _log_standard_normal(noise) - params["log_diagonal"].sum()
+
+    def factor(self, params: Params) -> Tensor:
+        """Return the Cholesky factor [D, D] of the covariance of the global sites."""
         return torch.tril(params["below"], -1) + torch.diag(params["log_diagonal"].exp())
 
     def sample(
@@ -266,13 +312,13 @@ class FullRank(_Joint, Guide):
         """Draw all sites."""
         generator = _generator(rng)
         noise = _standard_normal(params["loc"], n, generator)
-        free = params["loc"] + noise @ self._factor(params).T
+        free = params["loc"] + noise @ self.factor(params).T
         log_base = _log_standard_normal(noise) - params["log_diagonal"].sum()
         return self._sample(params, model, batch, n, free, log_base, generator)
 
     def marginals(self, params: Params, model: Any, data: Any) -> Mapping[str, Distribution]:
         """Return the law of each site."""
-        variance = self._factor(params).square().sum(1)
+        variance = self.factor(params).square().sum(1)
         return self._marginals(params, model, data, variance)
 
 
@@ -316,11 +362,17 @@ class LowRank(_Joint, Guide):
         noise = _standard_normal(loc, n, generator)
         shared = _standard_normal(factor[0], n, generator) if len(loc) else noise
         centred = noise * diagonal + (shared @ factor.T if len(loc) else 0.0)
-        law = torch.distributions.LowRankMultivariateNormal(
-            torch.zeros_like(loc), factor, diagonal.square(), validate_args=False
-        )
-        log_base = law.log_prob(centred) if len(loc) else loc.new_zeros(n)
+        log_base = self._log_base(params, loc + centred)
         return self._sample(params, model, batch, n, loc + centred, log_base, generator)
+
+    def _log_base(self, params: Params, free: Tensor) -> Tensor:
+        loc, factor, diagonal = params["loc"], params["factor"], params["log_diagonal"].exp()
+        if not len(loc):
+            return free.new_zeros(len(free))
+        law = torch.distributions.LowRankMultivariateNormal(
+            loc, factor, diagonal.square(), validate_args=False
+        )
+        return law.log_prob(free)
 
     def marginals(self, params: Params, model: Any, data: Any) -> Mapping[str, Distribution]:
         """Return the law of each site."""

@@ -49,7 +49,7 @@ def infer(
     Args:
         model: A probkit model, or ``FromPyro(program)``.
         data: What the model asks for; NumPy arrays and pandas frames are accepted where tensors
-            are, and their labels become coords. SVI also takes a
+            are, and their labels become coords. SVI, SGLD and SGHMC also take a
             :class:`~probkit.loader.Loader` of minibatches.
         sampler: Options of the algorithm; None takes the model's own choice.
         guide: Variational family (SVI, Laplace), proposal (importance and particle samplers) or
@@ -96,7 +96,7 @@ def infer(
     check_fit(model, sampler, guide)
     if is_loader and not getattr(sampler, "accepts_loader", False):
         raise CapabilityError(
-            f"{type(sampler).__name__} needs all data at once; a Loader feeds SVI only"
+            f"{type(sampler).__name__} needs all data at once; a Loader feeds SVI, SGLD and SGHMC"
         )
     coords = {**_label_coords(model, converted.data, converted.labels), **_coords_of(model)}
     problem = Problem(model, prepared, guide, coords)

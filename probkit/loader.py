@@ -20,7 +20,7 @@ Factory = Callable[[int, torch.Generator], Iterator[Batch]]
 
 @dataclass(frozen=True, eq=False)
 class Loader:
-    """Data for SVI that arrives batch by batch, one iterator for each pass over the data.
+    """Data that arrives batch by batch, one iterator for each pass over it; for SVI, SGLD, SGHMC.
 
     ``infer(model, Loader(...), SVI(...), rng=0)`` takes the batches in the order in which the
     factory gives them. A resumed run calls the factory again for the epoch that it was in and

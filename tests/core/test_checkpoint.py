@@ -66,9 +66,9 @@ def test_another_run_is_refused_by_what_differs(what, changes, tmp_path):
 
 
 def test_another_guide_is_refused(tmp_path):
-    run(tmp_path, sampler=SVI(steps=2), guide=MeanField())
+    run(tmp_path, sampler=SVI(steps=2, evidence_draws=2), guide=MeanField())
     with pytest.raises(DataError, match=r"guide: expected FullRank \w+, found MeanField \w+"):
-        run(tmp_path, sampler=SVI(steps=2), guide=FullRank())
+        run(tmp_path, sampler=SVI(steps=2, evidence_draws=2), guide=FullRank())
 
 
 def manifest(folder):

@@ -28,7 +28,7 @@ class TestLineModel(ModelConformance):
         return LineModel(), (x, y), x[:3]
 
     def sampler(self):
-        return SVI(steps=50)
+        return SVI(steps=50, evidence_draws=50)
 
 
 class TestRateModel(ModelConformance):
@@ -44,7 +44,7 @@ class TestGroupModel(ModelConformance):
         return GroupModel(), Y, None
 
     def sampler(self):
-        return SVI(steps=50)
+        return SVI(steps=50, evidence_draws=50)
 
 
 class TestConjugateNormal(ModelConformance):

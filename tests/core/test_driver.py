@@ -186,8 +186,8 @@ def test_an_error_on_an_executor_is_raised():
 
 def test_two_runs_in_two_threads_are_the_serial_ones():
     jobs = [
-        (LineModel(), line_data(), SVI(steps=60, chunk=5)),
-        (RateModel(), Y, SVI(steps=60, chunk=5)),
+        (LineModel(), line_data(), SVI(steps=60, chunk=5, evidence_draws=50)),
+        (RateModel(), Y, SVI(steps=60, chunk=5, evidence_draws=50)),
     ]
     serial = [pk.infer(*job, guide=MeanField(), rng=k) for k, job in enumerate(jobs)]
     results = [None, None]

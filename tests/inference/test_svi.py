@@ -80,7 +80,14 @@ def test_the_bound_lies_below_the_evidence():
 
 
 def test_chains_are_independent_fits():
-    post = pk.infer(LineModel(), line_data(), SVI(steps=30), guide=MeanField(), rng=0, chains=3)
+    post = pk.infer(
+        LineModel(),
+        line_data(),
+        SVI(steps=30, evidence_draws=50),
+        guide=MeanField(),
+        rng=0,
+        chains=3,
+    )
     assert post.chains == 3 and post.log_evidence.value.shape == (3,)
     assert len({float(p["w"]["loc"][0]) for p in post.source.params}) == 3
     assert post.sample(7, rng=0)["w"].shape == (7, 2)
@@ -374,7 +381,7 @@ def test_the_rate_falls_to_its_share():
             previous["loc"] = loc
             return super().sample(params, model, batch, n, rng=rng)
 
-    sampler = SVI(steps=50, lr=0.1, decay=0.1, chunk=50)
+    sampler = SVI(steps=50, lr=0.1, decay=0.1, chunk=50, evidence_draws=50)
     pk.infer(Slope(), line_data(), sampler, guide=Watched(), rng=0)
     steps = [size for size in sizes if size > 0]
     assert steps[0] == pytest.approx(0.1, rel=1e-3)

@@ -305,6 +305,7 @@ def test_prior_draws_fail_loudly_where_data_are_informative():
         pk.infer(model, (x, 30 * y), ImportanceSampling(100, proposal="prior"), rng=0)
 
 
+@pytest.mark.filterwarnings("ignore:SVI. Pareto k")  # of a log-normal for an inverse Gamma
 def test_a_fitted_guide_predicts_nearly_as_the_closed_form():
     model = ScaleMixtureNNGP(_kernel(), InverseGamma(2.0, 1.5), 0.1)
     exact = pk.infer(model, (X, Y), rng=0)
