@@ -310,6 +310,7 @@ def to_botorch_posterior(
         CapabilityError: The law is not a (mixture of) joint normal or Student-t.
     """
     rank = len(points)
+    predictive, outputs = _one_of_blocks(predictive, outputs)
     if isinstance(predictive, Empirical):
         assert isinstance(predictive.values, Tensor)
         values = predictive.values
@@ -330,6 +331,36 @@ def to_botorch_posterior(
     if loc.shape[-1] == 1:
         return GPyTorchPosterior(MultivariateNormal(loc.squeeze(-1), covariance))
     return GPyTorchPosterior(MultitaskMultivariateNormal(loc, covariance))
+
+
+def _one_of_blocks(
+    predictive: Predictive, outputs: Sequence[int]
+) -> tuple[Predictive, Sequence[int]]:
+    """Take the one output that is kept out of outputs with scales of their own.
+
+    Raises:
+        CapabilityError: Several are kept: their joint law has no BoTorch form.
+    """
+    if not isinstance(predictive, Analytic | Mixture):
+        return predictive, outputs
+    whole = predictive.dist
+    if not isinstance(whole, D.IndependentBlocks):
+        return predictive, outputs
+    if not whole.stacked or len(outputs) != 1:
+        raise CapabilityError(
+            "outputs or groups with scales of their own have no joint BoTorch posterior; they are "
+            "independent, so use to_botorch([k]) for each output (ModelList joins them)"
+        )
+    part = whole.part_at(outputs[0])
+    mixed = isinstance(predictive, Mixture)
+    weights = predictive.log_weights if isinstance(predictive, Mixture) else None
+    if not isinstance(part, D.FiniteMixture):
+        return (Analytic(part) if weights is None else Mixture(part, weights)), [0]
+    lead = 2 if mixed else 1  # [node, hyper] or [node]
+    nodes = part.log_weights.reshape(*part.log_weights.shape[:lead], -1)[..., 0]
+    if weights is None:
+        return Mixture(part.components, nodes), [0]
+    return Mixture(D.flatten_batch(part.components, 2), (nodes + weights).flatten()), [0]
 
 
 def _with_component(dist: Distribution) -> Distribution:
@@ -388,10 +419,13 @@ def _joint_law(dist: Distribution, rank: int, outputs: Sequence[int]) -> _JointL
 
 
 def _chosen_outputs(dist: D.JointNormal, outputs: list[int]) -> _JointLaw:
-    """Read a law with any covariance between points and outputs; rows of the root are chosen."""
+    """Read a law with any covariance between points and outputs."""
     points, total = dist.event_shape
-    rows = torch.arange(points * total, device=dist.loc.device).reshape(points, total)
-    root = dist.scale_tril[..., rows[:, outputs].flatten(), :]
+    root = dist.scale_tril
+    if outputs != list(range(total)):
+        rows = torch.arange(points * total, device=root.device).reshape(points, total)
+        some = root[..., rows[:, outputs].flatten(), :]
+        root = torch.linalg.qr(some.mT, mode="r").R.mT  # Square again: R' R = some some'.
     return _JointLaw(dist.loc[..., outputs], root)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from probkit.guide import Params
 from probkit.inference.laplace.guide import LaplaceNormal
-from probkit.inference.laplace.layers import Factor, jacobian_factors
+from probkit.inference.laplace.layers import Factor, jacobian_factors, row_chunks
 from probkit.numerics import check_allocation
 
 __all__ = ["Linearised", "linearise"]
@@ -56,8 +56,8 @@ def linearise(
     """
     values = guide.centre(params, model, data)
     covariance = params["covariance"]
-    mean, factors = jacobian_factors(model, values, x.reshape(-1, x.shape[-1]))
-    outputs = mean.shape[-1]
+    flat = x.reshape(-1, x.shape[-1])
+    outputs = values[model.layer_names()[-1][1]].shape[-1]
     if joint:
         size = x.shape[-2] * outputs
         root_bytes = x.element_size() * size * len(params["loc"])
@@ -67,6 +67,7 @@ def linearise(
             "(joint=False needs less)",
             device=x.device,
         )
+        mean, factors = jacobian_factors(model, values, flat)
         sets = x.shape[:-2].numel()
         part = max(1, _CHUNK_BYTES // max(1, root_bytes))
         done = [
@@ -75,7 +76,14 @@ def linearise(
         ]
         result = torch.cat(done).reshape(*x.shape[:-2], size, size)
     else:
-        result = covariance.row_covariance(factors).reshape(*x.shape[:-1], outputs, outputs)
+        means, rows = [], []
+        width = sum(sum(values[weight].shape) for weight, _ in model.layer_names())
+        for part in row_chunks(len(flat), x.element_size() * outputs * width):
+            f, factors = jacobian_factors(model, values, flat[part])
+            means.append(f)
+            rows.append(covariance.row_covariance(factors))
+        mean = torch.cat(means)
+        result = torch.cat(rows).reshape(*x.shape[:-1], outputs, outputs)
     return Linearised(mean.reshape(*x.shape[:-1], outputs), result)
 
 

@@ -154,8 +154,9 @@ class Laplace(Sampler):
         """Search on; once the mode is found, put the Gaussian there."""
         if state["mode"] is not None:
             result = self._approximate(problem, state["mode"])
-            info = {"log_evidence": float(result["log_evidence"])}
-            return Step({**state, "result": result}, True, info=info)
+            with torch.no_grad():
+                log_joint = problem.model.log_joint(state["mode"], problem.data)
+            return Step({**state, "result": result}, True, info={"log_joint": float(log_joint)})
         assert not isinstance(self.mode, Mapping | Posterior)
         inner = self._inner_problem(problem)
         step = self.mode.step(inner, state["inner"], rngs=rngs)
@@ -168,7 +169,8 @@ class Laplace(Sampler):
         if step.done:
             found = self.mode.finish(inner, step.state, None, rngs=rngs)
             new.update(mode=_best_of(found), inner=None)
-        return Step(new, False, info=step.info)
+        # The same names at every step: chains find their modes after different numbers of them.
+        return Step(new, False, info={"log_joint": (step.info or {}).get("log_joint", math.nan)})
 
     def can_finish(self, state: Tree, kept: Tree) -> bool:
         """A mode alone is no approximation."""

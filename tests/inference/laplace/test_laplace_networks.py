@@ -342,3 +342,12 @@ def test_botorch_sees_one_joint_gaussian_over_outputs():
     torch.testing.assert_close(covariance, expected.dist.covariance_matrix)
     second = post.to_botorch(outputs=[1]).posterior(points, observation_noise=True)
     torch.testing.assert_close(second.variance, expected.variance[..., 1:] + 0.1)
+
+
+def test_botorch_takes_some_outputs_of_a_mixture_of_modes():
+    sampler = Laplace("kron", DeepEnsemble(1, 50, 0.05, fraction=1.0), tune=("prior",))
+    post = pk.infer(BNN(hidden=(4,), noise_var=0.1), (X, Y), sampler, rng=0, chains=2)
+    both = post.predict(NEW, site="f", joint=True)
+    found = post.to_botorch(outputs=[1]).posterior(NEW)
+    torch.testing.assert_close(found.mean[:, 0], both.mean[:, 1])
+    torch.testing.assert_close(found.variance[:, 0], both.variance[:, 1])
