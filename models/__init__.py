@@ -10,6 +10,7 @@ from probkit.models.nngp_classification import (
     ScaleMixtureClassifier,
     SparseScaleGuide,
 )
+from probkit.models.nngp_ensemble import ScaleMixtureNetwork, WideEnsemble
 from probkit.models.sbl import EvidenceMaximization, KroneckerSBL, SparseRegression
 from probkit.models.scale_laws import (
     BurrXII,
@@ -41,9 +42,10 @@ __all__ = [
     "LinearGaussian",
     "LogNormal",
     "PointMass",
-    "ScaleMixtureClassifier",
     "ScaleMixture",
+    "ScaleMixtureClassifier",
     "ScaleMixtureNNGP",
+    "ScaleMixtureNetwork",
     "ScaleProposal",
     "Sequences",
     "SparseRegression",
@@ -51,4 +53,5 @@ __all__ = [
     "StateSpaceModel",
     "StochasticVolatility",
     "SwitchingPrior",
+    "WideEnsemble",
 ]

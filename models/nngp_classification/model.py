@@ -201,7 +201,7 @@ class ScaleMixtureClassifier(Model):
 
         if self.is_gaussian:
             return Direct()
-        return SVI(steps=3000, lr=0.01, batch_size=100, particles=32)
+        return SVI(steps=2000, lr=0.1, batch_size=100, particles=16)
 
     def guide(self) -> Guide | None:
         """Return the sparse variational family."""
