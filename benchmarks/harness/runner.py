@@ -99,7 +99,9 @@ def run_quality(name: str, declared: Quality, *, quick: bool = False) -> Quality
         ContenderFailed: It raised or its process ended.
     """
     machine = this_machine()
-    with WorkerProcess(sys.executable, module_of(name), threads=declared.threads) as worker:
+    with WorkerProcess(
+        sys.executable, module_of(name), threads=declared.threads, timeout=declared.timeout
+    ) as worker:
         reply = worker.ask(do="evaluate", quick=quick)
     return QualityResult(
         format=FORMAT,

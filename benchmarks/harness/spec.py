@@ -200,6 +200,7 @@ class Quality:
             it cannot run (for example without the data). Runs in a process of its own.
         packages: Distributions whose versions are stored with the result.
         threads: Threads it may use.
+        timeout: Seconds after which it is given up.
     """
 
     title: str
@@ -207,3 +208,4 @@ class Quality:
     evaluate: Callable[[bool], Sequence[Value]]
     packages: tuple[str, ...] = ()
     threads: int = 1
+    timeout: float = 1800.0
