@@ -47,7 +47,7 @@ def log_densities(design: Tensor, weights: Tensor, covariance: Tensor) -> Tensor
     """
     matrix, log_det = whitener(weights, covariance)
     *batch, states, features, width = matrix.shape
-    flat = design.reshape(-1, width)
+    flat = design.reshape(-1, width).to(matrix.dtype)
     residual = flat @ matrix.reshape(-1, width).mT  # [row, batch * K * D]
     squares = residual.square().reshape(len(flat), -1, features).sum(-1)
     constant = log_det.reshape(-1) + 0.5 * features * math.log(2.0 * math.pi)

@@ -28,6 +28,12 @@ from probkit.models.arphmm.emission import log_emission, second_moments
 from probkit.models.arphmm.lagged import Lagged, Start, lagged
 from probkit.models.arphmm.prediction import flat_draws, future, one_step_ahead, state_law
 from probkit.models.arphmm.prior import SwitchingPrior, log_dirichlet, log_regimes
+from probkit.models.arphmm.rul.failure import (
+    Failure,
+    phase_type_life,
+    require_failure,
+    simulate_life,
+)
 from probkit.models.arphmm.sequences import Sequences
 from probkit.models.arphmm.simulation import simulate_sequences
 from probkit.models.arphmm.starts import start_responsibilities
@@ -40,7 +46,7 @@ from probkit.models.arphmm.updates import (
     maximise_rows,
 )
 from probkit.predictive import Predictive
-from probkit.rng import Rng, stream
+from probkit.rng import Rng, require_rng, stream
 from probkit.sampler import Sampler
 
 __all__ = ["ARPHMM"]
@@ -96,6 +102,7 @@ class ARPHMM(Model):
         start: What precedes a sequence: "condition" or "zeros".
         missing: "skip" allows NaN values, "error" refuses them.
         features: Number of features; only needed to simulate from the prior.
+        failure: What counts as failure, for ``predict(site="rul")``.
 
     Raises:
         DataError: An option is out of range.
@@ -120,6 +127,7 @@ class ARPHMM(Model):
     start: Start = "condition"
     missing: Literal["skip", "error"] = "skip"
     features: int | None = None
+    failure: Failure | None = None
 
     batched: ClassVar[bool] = True
     batched_em: ClassVar[bool] = True
@@ -451,11 +459,12 @@ class ARPHMM(Model):
             x: One sequence, with or without labels.
             site: None or "observation": each y_t given what came before it [time, feature], the
                 history left out. "state": z_t given the whole sequence [time]. "filtered_state":
-                z_t given y_1, ..., y_t.
+                z_t given y_1, ..., y_t. "rul": the number of steps from the end of the sequence
+                until ``failure``, simulated; exact where failure is an end state alone.
             joint: Not offered: the steps are predicted one at a time. Whole futures come from
                 :meth:`forecast`.
             groups: Not used.
-            rng: Not used.
+            rng: For a simulated "rul".
 
         Raises:
             CapabilityError: ``joint`` or ``groups`` was asked for, or the site is not known.
@@ -474,9 +483,23 @@ class ARPHMM(Model):
             return state_law(self.smooth(values, rows).smoothed[:, 0])
         if site == "filtered_state":
             return state_law(self.filter(values, rows).filtered[:, 0])
+        if site == "rul":
+            return self._life(post, rows, values, rng)
         raise CapabilityError(
-            f"ARPHMM: expected site None, 'observation', 'state' or 'filtered_state', got {site!r}"
+            "ARPHMM: expected site None, 'observation', 'state', 'filtered_state' or 'rul', got "
+            f"{site!r}"
         )
+
+    def _life(
+        self, post: Any, rows: Lagged, values: dict[str, Tensor], rng: Rng | None
+    ) -> Predictive:
+        """Law of the remaining life after one sequence."""
+        failure = require_failure(self.failure)
+        if failure.level is None:
+            last = int(rows.lengths[0]) - 1
+            filtered = self.filter(values, rows).filtered[:, 0, last]
+            return phase_type_life(values, filtered, failure)
+        return simulate_life(self, post, rows, failure, rng=require_rng(rng, "predict"))
 
     def _one(self, x: Any) -> Lagged:
         """The rows of one sequence."""

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from probkit.datasets.cmapss import CMAPSS, download_cmapss, load_cmapss
 from probkit.datasets.regression import Regression, diabetes
 from probkit.datasets.schools import eight_schools
 
-__all__ = ["Regression", "diabetes", "eight_schools"]
+__all__ = [
+    "CMAPSS",
+    "Regression",
+    "diabetes",
+    "download_cmapss",
+    "eight_schools",
+    "load_cmapss",
+]
