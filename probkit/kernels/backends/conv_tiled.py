@@ -39,7 +39,7 @@ POOLINGS = ("flatten", "gap")
 SMALL = 2**14
 """Problems of at most this many pairs of pixels are computed whole where gradients are wanted."""
 
-_TILE_CPU = 2**16  # entries for each thread: three float64 buffers of 512 KiB
+_TILE_CPU = 2**18  # entries for each thread: three float64 buffers of 2 MiB, few calls for each
 _TILE_GPU = 2**24
 _MAX_THREADS = 8
 _COLUMNS = 512  # longer rows do not make a tile faster
@@ -339,54 +339,96 @@ def _tile_shape(size: int, n: int, m: int, pairs: bool, symmetric: bool) -> tupl
 # --------------------------------------------------------------------------- forward
 
 
+_Images = slice | Tensor  # which images: a range, or an index for each pair
+
+
+def _blocks(given: _Inputs, options: _Options) -> Iterator[tuple[Any, _Images, _Images]]:
+    """Where a block of the result goes, its first images and its second images.
+
+    Of all pairs of columns of pixels (``across``) a few pairs of images fill a tile. They stand in
+    one line, each pair of images with the indexes of both: no pair is computed twice, and nothing
+    is broadcast over short rows.
+    """
+    height, width, _, n = given.x1.shape
+    m = n if given.x2 is None else given.x2.shape[-1]
+    across, pairs = options.layout
+    size = max(1, _budget(given.x1) // (height * width * (width if across else 1)))
+    if pairs:
+        for start in range(0, n, size):
+            images = slice(start, min(start + size, n))
+            yield images, images, images
+    elif across:
+        for i, j in _pairs_of_images(n, m, size, given.x2 is None, given.x1.device):
+            yield (i, j), i, j
+    else:
+        shape = _tile_shape(size, n, m, pairs, given.x2 is None)
+        for i0, i1, j0, j1 in tiles(n, m, shape, given.x2 is None):
+            rows, columns = slice(i0, i1), slice(j0, j1)
+            yield (rows, columns), rows, columns
+
+
+def _pairs_of_images(
+    n: int, m: int, size: int, above: bool, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Indexes of all pairs, ``size`` at a time; those above the diagonal for one input."""
+    in_row = torch.arange(n - 1, -1, -1) if above else torch.full((n,), m)
+    stops = in_row.cumsum(0)
+    total = int(stops[-1]) if n else 0
+    for start in range(0, total, size):
+        position = torch.arange(start, min(start + size, total))
+        i = torch.searchsorted(stops, position, right=True)
+        j = position - (stops - in_row)[i] + (i + 1 if above else 0)
+        yield i.to(device), j.to(device)
+
+
 def _fill(out: Tensor, given: _Inputs, options: _Options) -> None:
-    """Add the tiles of one batch element to ``out``, which holds zeros."""
+    """Write the sums of one batch element to ``out``, which holds zeros."""
     x1, x2, w, b, k1, k2, diagonal = given
-    layout = options.layout
+    law = options.activation
     gains, biases = (w / TAPS).tolist(), b.tolist()
     right = (x1 if x2 is None else x2) * (gains[0] / x1.shape[-2])
-    rows = [options.activation.factors(k) for k in k1]
-    columns = rows if k2 is None else [options.activation.factors(k) for k in k2]
+    rows = [law.factors(k) for k in k1]
+    columns = rows if k2 is None else [law.factors(k) for k in k2]
+    across, pairs = options.layout
+    layout = Layout(across, pairs=pairs or across)
     buffers: list[Tensor] = []
-    for tile in _tiles_of(given, options):
-        one = _aligned(x1[tile.pixels, ..., tile.images], layout, first=True)
-        two = _aligned(right[tile.other_pixels, ..., tile.other_images], layout, first=False)
-        ones = [
-            [_aligned(f[tile.pixels, :, tile.images], layout, first=True) for f in factors]
-            for factors in rows
-        ]
-        twos = [
-            [
-                _aligned(f[tile.other_pixels, :, tile.other_images], layout, first=False)
-                for f in factors
-            ]
-            for factors in columns
-        ]
-        shape = np.broadcast_shapes(ones[0][0].shape, twos[0][0].shape)
-        size = math.prod(shape)
-        if not buffers or buffers[0].numel() < size:
+    for place, first, second in _blocks(given, options):
+        one, two = _aligned(x1, first, layout, 0), _aligned(right, second, layout, 1)
+        ones = [[_aligned(f, first, layout, 0) for f in factors] for factors in rows]
+        twos = [[_aligned(f, second, layout, 1) for f in factors] for factors in columns]
+        if not buffers:  # no block is larger than the first one
+            size = math.prod(np.broadcast_shapes(ones[0][0].shape, twos[0][0].shape))
             buffers = [x1.new_empty(size) for _ in range(4 if options.tangent else 3)]
-        views = [buffer[:size].view(shape) for buffer in buffers]
-        _gram_(views[0], one, two, channel_dim=layout.pixel_dims)
-        total = _run_steps(views, ones, twos, gains, biases, options)
-        if options.dense(tile.shift)["above"]:
-            total = total.permute(0, 3, 1, 2).triu(1).permute(0, 2, 3, 1)
-        total = total.sum(tuple(range(layout.pixel_dims)))
-        if layout.pairs:
-            out[tile.images] += total
-        else:
-            out[tile.images, tile.other_images] += total
+        total = x1.new_zeros(())
+        for shift in options.shifts(x1.shape[0]):
+            above, below = windows(shift, x1.shape[0])
+            left, other = (
+                [[f[cut] for f in fs] for fs in which]
+                for cut, which in ((above, ones), (below, twos))
+            )
+            shape = np.broadcast_shapes(left[0][0].shape, other[0][0].shape)
+            views = [buffer[: math.prod(shape)].view(shape) for buffer in buffers]
+            _gram_(views[0], one[above], two[below], layout.pixel_dims)
+            F = _run_steps(views, left, other, gains, biases, options)
+            if options.dense(shift)["above"]:
+                F = F.permute(0, 3, 1, 2).triu(1).permute(0, 2, 3, 1)
+            total = total + F.sum(tuple(range(layout.pixel_dims)))
+        out[place] = total
     if diagonal is not None:
         torch.triu(out, 1, out=out)
         out += out.T.clone()
         out.diagonal().copy_(diagonal)
 
 
-def _aligned(t: Tensor, layout: Layout, *, first: bool) -> Tensor:
-    """Give [h, W, *any, n] the dims of a map: one for the other column, one for the other image."""
+def _aligned(t: Tensor, images: _Images, layout: Layout, side: int) -> Tensor:
+    """Give chosen images [H, W, *any, n] the dims of a map.
+
+    Those are one for the columns of pixels and one for the images of the other side.
+    """
+    t = t[..., images]
     if layout.across:
-        t = t.unsqueeze(2 if first else 1)
-    return t if layout.pairs else t.unsqueeze(-1 if first else -2)
+        t = t.unsqueeze(2 - side)
+    return t if layout.pairs else t.unsqueeze(-1 - side)
 
 
 def _gram_(out: Tensor, left: Tensor, right: Tensor, channel_dim: int) -> None:
