@@ -78,8 +78,8 @@ def linearise(
     else:
         means, rows = [], []
         width = sum(sum(values[weight].shape) for weight, _ in model.layer_names())
-        for part in row_chunks(len(flat), x.element_size() * outputs * width):
-            f, factors = jacobian_factors(model, values, flat[part])
+        for chunk in row_chunks(len(flat), x.element_size() * outputs * width):
+            f, factors = jacobian_factors(model, values, flat[chunk])
             means.append(f)
             rows.append(covariance.row_covariance(factors))
         mean = torch.cat(means)

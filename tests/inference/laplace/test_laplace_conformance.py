@@ -171,13 +171,9 @@ def test_structures_that_need_layers_say_so():
 def test_options_are_checked():
     with pytest.raises(DataError, match="structure: expected one of 'full', .* got 'block'"):
         Laplace("block")
-    with pytest.raises(
-        DataError, match="curvature: expected 'ggn' or 'auto' with structure='kron'"
-    ):
+    with pytest.raises(DataError, match="curvature: expected 'ggn' or 'auto' with struct"):
         Laplace("kron", curvature="hessian")
-    with pytest.raises(
-        DataError, match="tune: expected one of 'layers', 'prior', 'noise', got 'x'"
-    ):
+    with pytest.raises(DataError, match="tune: expected one of .*'noise', got 'x'"):
         Laplace(tune=("x",))
     with pytest.raises(DataError, match="expected 'layers' or 'prior', got both"):
         Laplace(tune=("layers", "prior"))
