@@ -31,11 +31,11 @@ Redraw = Callable[[Values, torch.Generator], Any]
 
 @dataclass(frozen=True, repr=False)
 class Geweke:
-    """How far a chain of transitions has left the joint distribution.
+    """How far chains of transitions have left the joint distribution.
 
     Attributes:
-        drift: Quantity -> [chain] change of the quantity's average over the steps against its
-            value at the start; its expectation is zero if the kernel is right.
+        drift: Quantity -> [chain] average over the steps of the chain, minus that over as many
+            fresh pairs; its expectation is zero if the kernel is right.
         complete: False after an interruption.
     """
 
@@ -140,18 +140,25 @@ class _Chain:
 
     def __call__(self, number: int) -> dict[str, float] | None:
         seed = seed_of(stream(self.seed, "chain", number))
-        values, data = draw_pair(self.model, self.simulate, stream(seed, "start"))
+        start, *fresh = (
+            draw_pair(self.model, self.simulate, stream(seed, "pair", k))
+            for k in range(self.steps + 1)
+        )
+        values, data = start
         move = self.transition
         if not callable(move):
             move = transition_of(self.model, self.transition)
         kernel, noise = stream(seed, "kernel"), stream(seed, "data")
-        found = [self._measure(values, data)]
+        found = []
         for _ in range(self.steps):
             values = dict(move(values, data, kernel))
             data = self._redrawn(values, data, noise)
             found.append(self._measure(values, data))
-        first, *rest = found
-        return {name: sum(f[name] for f in rest) / self.steps - first[name] for name in first}
+        expected = [self._measure(*pair) for pair in fresh]
+        return {
+            name: sum(a[name] - b[name] for a, b in zip(found, expected, strict=True)) / self.steps
+            for name in found[0]
+        }
 
     def _redrawn(self, values: Values, data: Any, rng: torch.Generator) -> Any:
         if self.redraw is not None:
@@ -186,9 +193,9 @@ def geweke(
     Each chain starts at a pair drawn from the joint, values from the prior and data given them.
     Then it alternates: the kernel moves the values given the data, the likelihood redraws the data
     given the values. If the kernel leaves the posterior invariant, every pair of the chain still
-    has the joint distribution, so that averages of any function, over the steps and against the
-    start, have expectation zero. Chains are independent; no autocorrelation has to be estimated.
-    An error of the kernel drives the chains away from the prior step by step.
+    has the joint distribution, so that averages of any function over its steps have the expectation
+    of averages over fresh pairs. Chains are independent, so that no autocorrelation has to be
+    estimated. An error of the kernel drives the chains away from the prior step by step.
 
     Ctrl-C returns the chains so far, marked by ``complete=False``.
 

@@ -1,0 +1,1 @@
+"""Reference posteriors: thirteen models, each in two forms, against draws checked by others."""
