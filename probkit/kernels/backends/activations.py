@@ -403,14 +403,14 @@ def _sum_of_pairs(
     """
     scales, weights = tanh_mixture()
     parts = [(1 / (tau * math.sqrt(2)), w) for tau, w in zip(scales, weights, strict=True)]
+    # all partners of one error function at once, [nodes, *batch, n, m]
+    s2, w2 = K.new_tensor(parts).T.reshape(2, -1, *(1,) * K.ndim)
 
     def terms_of(part: tuple[float, float], K: Tensor, k1: Tensor, k2: Tensor) -> Tensor:
         s1, w1 = part
-        total = torch.zeros_like(K)
-        for s2, w2 in parts:
-            term = function(s1 * s2 * K, s1**2 * k1, s2**2 * k2)
-            total = total + (w1 * w2 * (s1 * s2) ** power) * term
-        return total
+        rows = (s1**2 * k1).expand(len(parts), *k1.shape)
+        terms = function(s1 * s2 * K, rows, s2**2 * k2)
+        return (w1 * w2 * (s1 * s2) ** power * terms).sum(0)
 
     keep_nothing = torch.is_grad_enabled() and any(t.requires_grad for t in (K, k1, k2))
     total = torch.zeros_like(K)
