@@ -16,9 +16,9 @@ from probkit.data import as_tensor
 from probkit.errors import CapabilityError, DataError, NumericsWarning, ShapeError
 from probkit.model import Model, Site, Values
 from probkit.models.sbl.evidence_maximization import EvidenceMaximization
-from probkit.models.sbl.laws import WeightLaw, complex_number, elementwise_law
+from probkit.models.sbl.laws import WeightLaw, complex_number, elementwise_law, weight_law
 from probkit.models.sbl.mode_products import mode_products, outer
-from probkit.models.sbl.moments import Moments, abs_square
+from probkit.models.sbl.moments import abs_square
 from probkit.models.sbl.noise import noise_floor
 from probkit.models.sbl.predicting import predictive_of
 from probkit.models.sbl.problem import SparseProblem, moments_of
@@ -95,14 +95,40 @@ class SparseModel(Model):
 
     # ------------------------------------------------------------------------ data
 
-    def prepare(self, data: Any) -> Tensor:
+    def prepare(self, data: Any) -> Any:
         """Check y and bring it to [*problem, M_1, ..., M_I] (and [snapshot] at the end).
+
+        A pair (y, observed), with a boolean mask of y's shape (without snapshots), becomes a pair;
+        values that are not observed are ignored, NaN included.
 
         Raises:
             DataError: A value that is not finite, all zeros, or no problem at all.
             ShapeError: A size that does not match the dictionary.
+            CapabilityError: A mask for a plain problem: leave its rows out instead.
         """
-        y = as_tensor(data, name="y")
+        if not isinstance(data, tuple):
+            return self._checked(as_tensor(data, name="y"))
+        if len(data) != 2:
+            raise DataError(f"expected y, or a pair (y, observed), got {len(data)} parts")
+        if len(self.sizes) == 1:
+            raise CapabilityError(
+                f"{type(self).__name__} takes no mask: leave the rows that were not seen out of H "
+                "and y"
+            )
+        y, mask = as_tensor(data[0], name="y"), as_tensor(data[1], name="observed")
+        if mask.is_complex() or not bool(((mask == 0) | (mask == 1)).all()):
+            raise DataError("observed: expected True where y was seen and False elsewhere")
+        shown = mask.unsqueeze(-1) if self.shared_support else mask
+        if tuple(mask.shape) != tuple(y.shape[: mask.ndim]) or shown.ndim != y.ndim:
+            raise ShapeError(
+                f"observed: expected the shape of y without snapshots, got {tuple(mask.shape)} for "
+                f"y {tuple(y.shape)}"
+            )
+        y = self._checked(torch.where(shown.to(y.device) > 0, y, 0.0))
+        measured = y.shape[: y.ndim - 1] if self.shared_support else y.shape
+        return y, mask.to(y.device).double().expand(mask.shape).reshape(measured).contiguous()
+
+    def _checked(self, y: Tensor) -> Tensor:
         if y.dtype in (torch.float16, torch.bfloat16):
             raise DataError(f"y: expected float64 or float32, got {y.dtype}")
         is_complex = y.is_complex() or self._is_complex
@@ -157,11 +183,15 @@ class SparseModel(Model):
 
     def data_dims(self, data: Any) -> Any:
         """Problems, measurements and snapshots."""
-        return self._data_dim_names(data.ndim)
+        y, observed = _parts(data)
+        names = self._data_dim_names(y.ndim)
+        if observed is None:
+            return names
+        return names, self._data_dim_names(y.ndim)[: observed.ndim]
 
-    def problem_shape(self, data: Tensor) -> torch.Size:
+    def problem_shape(self, data: Any) -> torch.Size:
         """Leading dims [*problem] of prepared data."""
-        return self._lead(data)
+        return self._lead(_parts(data)[0])
 
     def _internal(self, data: Tensor) -> Tensor:
         """[*problem, M..., snapshot?] -> [*problem, snapshot, M...]."""
@@ -171,8 +201,9 @@ class SparseModel(Model):
     def _factors(self, data: Tensor) -> list[Tensor]:
         return [matrix.to(data) for matrix in self.dictionaries]
 
-    def sparse_problem(self, data: Tensor) -> SparseProblem:
+    def sparse_problem(self, data: Any) -> SparseProblem:
         """Data and dictionary with all problems along one dim."""
+        data, observed = _parts(data)
         lead = self._lead(data)
         y = self._internal(data)
         y = y.reshape(lead.numel(), *y.shape[len(lead) :])
@@ -187,7 +218,8 @@ class SparseModel(Model):
             noise_var=None if self.noise_var is None else self._known_noise(data).reshape(-1),
             floor=noise_floor(y, len(factors), float(self.noise_floor)),
             update=self.update,
-            coupling=tuple(getattr(self, "coupling", ()) or ()),
+            coupling=tuple(getattr(self, "coupling", None) or ()),
+            observed=None if observed is None else observed.reshape(-1, *self.data_sizes),
         )
 
     def _known_noise(self, data: Tensor) -> Tensor:
@@ -213,9 +245,9 @@ class SparseModel(Model):
             (*lead, *self.sizes, *snapshots), support, (*dims, *(("snapshot",) * len(snapshots)))
         )
 
-    def hyper_sites(self, data: Tensor) -> Mapping[str, Site]:
+    def hyper_sites(self, data: Any) -> Mapping[str, Site]:
         """Return the prior variances, and the noise variance where it is learned."""
-        lead = self._lead(data)
+        lead = self.problem_shape(data)
         dims = tuple(f"problem_{i}" for i in range(len(lead)))
         names = zip(self._mode_names("weight_var"), self._mode_names("weight"), strict=True)
         sites = {
@@ -226,13 +258,13 @@ class SparseModel(Model):
             sites["noise_var"] = Site(tuple(lead), constraints.positive, dims)
         return sites
 
-    def sites(self, data: Tensor) -> Mapping[str, Site]:
+    def sites(self, data: Any) -> Mapping[str, Site]:
         """Return the weights and the hyper-parameters."""
-        return {"weights": self._weight_site(data), **self.hyper_sites(data)}
+        return {"weights": self._weight_site(_parts(data)[0]), **self.hyper_sites(data)}
 
-    def hyper_of(self, variances: Sequence[Tensor], noise: Tensor, data: Tensor) -> Values:
+    def hyper_of(self, variances: Sequence[Tensor], noise: Tensor, data: Any) -> Values:
         """Name variances [..., problem, N_i] and noise [..., problem]; problems get their dims."""
-        lead = self._lead(data)
+        lead = self.problem_shape(data)
         values = {
             name: part.reshape(*part.shape[:-2], *lead, part.shape[-1])
             for name, part in zip(self._mode_names("weight_var"), variances, strict=True)
@@ -264,37 +296,41 @@ class SparseModel(Model):
             terms.append(_summed(self.noise_law.log_prob(hyper["noise_var"]), problem_dims))
         return torch.stack(torch.broadcast_tensors(*terms)).sum(0)
 
-    def log_evidence(self, hyper: Values, data: Tensor) -> Tensor:
+    def log_evidence(self, hyper: Values, data: Any) -> Tensor:
         """Return log p(y | variances, noise) [*batch], the weights summed out; differentiable.
 
         Raises:
             CapabilityError: ``data`` holds several problems.
         """
-        if self._lead(data):
+        y, observed = _parts(data)
+        if self._lead(y) or observed is not None:
             raise CapabilityError(
-                "the full posterior of the variances takes one problem at a time, got "
-                f"{tuple(self._lead(data))}; call infer for each"
+                "the full posterior of the variances takes one problem without missing entries; "
+                f"got {tuple(self._lead(y))} problems"
+                + (" and a mask" if observed is not None else "")
             )
-        variances, noise = self._split(hyper, data)
-        return self._log_evidence(variances, noise, data)
+        variances, noise = self._split(hyper, y)
+        return self._log_evidence(variances, noise, y)
 
     def _log_evidence(self, variances: list[Tensor], noise: Tensor, data: Tensor) -> Tensor:
         return moments_of(self._factors(data), variances, noise, self._internal(data)).log_evidence
 
-    def log_likelihood(self, values: Values, data: Tensor) -> Tensor:
+    def log_likelihood(self, values: Values, data: Any) -> Tensor:
         """Return log p(y | weights, noise) [*batch]."""
-        dims = data.ndim
-        return _summed(self.pointwise_log_likelihood(values, data)["y"], dims)
+        return _summed(self.pointwise_log_likelihood(values, data)["y"], _parts(data)[0].ndim)
 
-    def pointwise_log_likelihood(self, values: Values, data: Tensor) -> Mapping[str, Tensor]:
-        """Return {"y": log density of every measurement} [*batch, *y]."""
-        weights = values["weights"]
-        noise = self._noise_of(values, data)
+    def pointwise_log_likelihood(self, values: Values, data: Any) -> Mapping[str, Tensor]:
+        """Return {"y": log density of every measurement} [*batch, *y]; zero where not observed."""
+        y, observed = _parts(data)
+        noise = self._noise_of(values, y)
         law = elementwise_law(
-            self._field(weights, self._factors(data)),
-            noise.reshape(noise.shape + (1,) * (data.ndim - len(self._lead(data)))),
+            self._field(values["weights"], self._factors(y)),
+            noise.reshape(noise.shape + (1,) * (y.ndim - len(self._lead(y)))),
         )
-        return {"y": law.log_prob(data)}
+        density = law.log_prob(y)
+        if observed is not None:
+            density = density * (observed.unsqueeze(-1) if self.shared_support else observed)
+        return {"y": density}
 
     def _noise_of(self, values: Values, data: Tensor) -> Tensor:
         if self.noise_var is None:
@@ -310,15 +346,16 @@ class SparseModel(Model):
         field = mode_products(moved, [f.to(weights).unsqueeze(-3) for f in factors])
         return field.movedim(-len(factors) - 1, -1)
 
-    def log_joint(self, values: Values, data: Tensor, *, scale: float = 1.0) -> Tensor:
+    def log_joint(self, values: Values, data: Any, *, scale: float = 1.0) -> Tensor:
         """Return log p(y, weights, variances, noise) [*batch]."""
-        lead = len(self._lead(data))
+        y = _parts(data)[0]
+        lead = len(self._lead(y))
         prior = outer([values[name] for name in self._mode_names("weight_var")])
         if self.shared_support:
             prior = prior.unsqueeze(-1)
         weights = values["weights"]
         law = elementwise_law(torch.zeros_like(weights), prior)
-        total = _summed(law.log_prob(weights), data.ndim) + self._log_hyperprior(values, lead)
+        total = _summed(law.log_prob(weights), y.ndim) + self._log_hyperprior(values, lead)
         return total + scale * self.log_likelihood(values, data)
 
     # ------------------------------------------------------------------------ simulation
@@ -367,7 +404,7 @@ class SparseModel(Model):
 
     # ------------------------------------------------------------------------ posterior
 
-    def condition(self, data: Tensor, hyper: Values | None) -> Posterior:
+    def condition(self, data: Any, hyper: Values | None) -> Posterior:
         """Return the exact posterior of the weights given prior variances and noise.
 
         Args:
@@ -383,20 +420,14 @@ class SparseModel(Model):
                 f"{type(self).__name__} holds no prior variances: infer(model, y, rng=0) fits "
                 "them; else use Direct(hyper=NUTS()), or Direct(hyper={'weight_var': ...})"
             )
-        variances, noise = self._split(hyper, data)
+        y, observed = _parts(data)
+        variances, noise = self._split(hyper, y)
         with torch.no_grad():
-            moments = self._moments(variances, noise, data)
-            law = WeightLaw(
-                factors=[f.contiguous() for f in self._factors(data)],
-                variances=[part.contiguous() for part in variances],
-                noise_var=noise.contiguous(),
-                y=self._internal(data).contiguous(),
-                mean=moments.mean.contiguous(),
-                variance=moments.variance.contiguous(),
-                shared=self.shared_support,
+            law = weight_law(
+                self._factors(y), variances, noise, self._internal(y), observed, self.shared_support
             )
         batch = law.batch_shape
-        evidence = moments.log_evidence.reshape(*batch, -1).sum(-1)
+        evidence = law.log_evidence.reshape(*batch, -1).sum(-1)
         dims = {name: tuple(site.dims) for name, site in self.sites(data).items()}
         single = {name: value[None, None] for name, value in hyper.items()}
         given = dict(hyper) if batch else single
@@ -405,13 +436,12 @@ class SparseModel(Model):
             model=self,
             context=Context(data, {}, dims),
             marginals={} if batch.numel() > 1 else {"weights": law.marginal()},
-            log_evidence=Evidence(evidence.reshape(-1), "exact"),
+            log_evidence=Evidence(
+                evidence.reshape(-1), "exact" if observed is None else "estimate"
+            ),
         )
 
-    def _moments(self, variances: list[Tensor], noise: Tensor, data: Tensor) -> Moments:
-        return moments_of(self._factors(data), variances, noise, self._internal(data))
-
-    def latents(self, values: Values, data: Tensor) -> Mapping[str, Distribution]:
+    def latents(self, values: Values, data: Any) -> Mapping[str, Distribution]:
         """Return the marginals of the weights given variances and noise."""
         law = self.condition(data, {k: v for k, v in values.items() if k != "weights"})
         source = law.source
@@ -486,6 +516,11 @@ class SparseModel(Model):
         return predictive_of(
             law, new, observation=site is None, joint=joint, log_weights=source.log_weights
         )
+
+
+def _parts(data: Any) -> tuple[Tensor, Tensor | None]:
+    """Prepared data as y and the mask of what was observed (None: everything)."""
+    return data if isinstance(data, tuple) else (data, None)
 
 
 def _summed(value: Tensor, dims: int) -> Tensor:

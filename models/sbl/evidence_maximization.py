@@ -13,6 +13,7 @@ from torch import Tensor
 
 from probkit.errors import ConvergenceWarning, DataError, NumericsWarning
 from probkit.files import storable
+from probkit.models.sbl.block import block_step
 from probkit.models.sbl.fast_marginal import FastState, fast_passes
 from probkit.models.sbl.kronecker_updates import (
     alternating_step,
@@ -22,9 +23,9 @@ from probkit.models.sbl.kronecker_updates import (
 )
 from probkit.models.sbl.linear_algebra import hermitian_cholesky, solve_with_factor
 from probkit.models.sbl.moments import Moments
-from probkit.models.sbl.noise import em_noise, initial_noise, mackay_noise
-from probkit.models.sbl.problem import SparseProblem, moments_of
-from probkit.models.sbl.pruning import prune, reduce
+from probkit.models.sbl.noise import COLLAPSE, em_noise, initial_noise, mackay_noise
+from probkit.models.sbl.problem import SparseProblem
+from probkit.models.sbl.pruning import Reduction, prune, reduce
 from probkit.models.sbl.support_search import price_of_an_index, revise_support
 from probkit.models.sbl.updates import em_update, mackay_update, mm_update
 from probkit.posterior import Posterior
@@ -38,7 +39,7 @@ Variances = list[Tensor]
 Update = Callable[[Moments, Variances], Variances]
 
 _STAGES: Mapping[str, tuple[str, ...]] = {"hybrid": ("svd", "am", "revise", "am")}
-_PRUNE = {"svd": 1e-3, "am": 1e-2, "ksbl": 1e-2}
+_PRUNE = {"svd": 1e-3, "am": 1e-2, "ksbl": 1e-2, "block": 1e-2}
 _PRUNE_PLAIN = 1e-3
 _FAST_CHANGES = 25  # one-weight changes between fresh E-steps
 _FAST_GAIN = 1e-6  # gain of log evidence at which one-weight changes end
@@ -176,8 +177,11 @@ class EvidenceMaximization(Sampler):
         return [torch.cat(columns) for columns in zip(*rows, strict=True)]
 
     def _stages(self, sparse: SparseProblem) -> tuple[str, ...]:
+        if sparse.coupling:
+            return ("block",)
         stages = _STAGES.get(sparse.update, (sparse.update,))
-        if sparse.update == "hybrid" and (not self.revise or self.prune is None):
+        whole = sparse.observed is None and sparse.modes > 1
+        if sparse.update == "hybrid" and not (whole and self.revise and self.prune is not None):
             stages = stages[:2]
         return stages
 
@@ -230,7 +234,7 @@ class EvidenceMaximization(Sampler):
             return None
         if self.prune != "auto":
             return float(self.prune)
-        if stage == "am" and sparse.noise_var is None:
+        if stage in ("am", "block") and sparse.noise_var is None:
             return 5e-3
         return _PRUNE.get(stage, _PRUNE_PLAIN)
 
@@ -243,11 +247,9 @@ class EvidenceMaximization(Sampler):
         late = threshold is not None and state["count"] >= self.prune_after
         pruned = prune(old, threshold if late and threshold else 0.0)
         noise = state["noise_var"][rows]
-        factors, y = sparse.rows(rows)
         reduction = reduce(pruned)
-        small, kept = reduction.columns(factors), reduction.columns(pruned)
-        moments = moments_of(small, kept, noise, y)
-        new = reduction.spread(sparse_update(sparse, stage)(moments, kept))
+        moments = sparse.moments(rows, pruned, noise)
+        new = reduction.spread(_maximised(sparse, stage, moments, pruned, reduction))
         state["evidence"] = state["evidence"].index_copy(0, rows, moments.log_evidence)
         state["best"] = _better(state["best"], rows, moments.log_evidence, pruned)
         state["variances"] = [
@@ -265,9 +267,9 @@ class EvidenceMaximization(Sampler):
         self, sparse: SparseProblem, stage: str, moments: Moments, noise: Tensor, rows: Tensor
     ) -> Tensor:
         if stage == "mackay":
-            new = mackay_noise(moments, sparse.data_size)
+            new = mackay_noise(moments, sparse.data_counts(rows))
         else:
-            new = em_noise(moments, noise, sparse.data_size)
+            new = em_noise(moments, noise, sparse.data_counts(rows))
         return torch.maximum(new, sparse.floor[rows % sparse.n])
 
     def _fast(self, sparse: SparseProblem, state: dict[str, Any], rows: Tensor) -> None:
@@ -277,11 +279,8 @@ class EvidenceMaximization(Sampler):
         (dictionary,), y = sparse.rows(rows)
         settled_noise = torch.ones_like(noise, dtype=torch.bool)
         if sparse.noise_var is None and state["count"]:
-            reduction = reduce([variance])
-            small = moments_of(
-                reduction.columns([dictionary]), reduction.columns([variance]), noise, y
-            )
-            new_noise = mackay_noise(small, sparse.data_size)
+            fresh_moments = sparse.moments(rows, [variance], noise)
+            new_noise = mackay_noise(fresh_moments, sparse.data_counts(rows))
             new_noise = torch.maximum(new_noise, sparse.floor[rows % sparse.n])
             settled_noise = (new_noise / noise).log().abs() < 10 * self.tolerance
             noise = new_noise
@@ -293,9 +292,7 @@ class EvidenceMaximization(Sampler):
             tolerance=_FAST_GAIN,
             weight=sparse.evidence_weight,
         )
-        reduction = reduce([end.variance])
-        kept = reduction.columns([end.variance])
-        moments = moments_of(reduction.columns([dictionary]), kept, noise, y)
+        moments = sparse.moments(rows, [end.variance], noise)
         state["evidence"] = state["evidence"].index_copy(0, rows, moments.log_evidence)
         state["variances"] = [state["variances"][0].index_copy(0, rows, end.variance)]
         state["noise_var"] = state["noise_var"].index_copy(0, rows, noise)
@@ -310,8 +307,8 @@ class EvidenceMaximization(Sampler):
         factors, y = sparse.rows(rows)
         new = revise_support(factors, old, noise, y)
         price = price_of_an_index(sparse.data_size)
-        value_old = self._evidence(factors, old, noise, y)
-        value_new = self._evidence(factors, new, noise, y)
+        value_old = sparse.moments(rows, old, noise).log_evidence
+        value_new = sparse.moments(rows, new, noise).log_evidence
         gain = value_new - value_old - price * (_in_use(new) - _in_use(old))
         accepted = gain > 1e-3
         state["variances"] = [
@@ -321,12 +318,6 @@ class EvidenceMaximization(Sampler):
         evidence = torch.where(accepted, value_new, value_old)
         state["evidence"] = state["evidence"].index_copy(0, rows, evidence)
         self._book(state, rows, ~accepted)
-
-    @staticmethod
-    def _evidence(factors: Variances, parts: Variances, noise: Tensor, y: Tensor) -> Tensor:
-        reduction = reduce(parts)
-        small = reduction.columns(factors)
-        return moments_of(small, reduction.columns(parts), noise, y).log_evidence
 
     def _book(self, state: dict[str, Any], rows: Tensor, settled: Tensor) -> None:
         """Stop the rows that have settled."""
@@ -351,8 +342,8 @@ class EvidenceMaximization(Sampler):
         chains, n = state["chains"], sparse.n
         parts = prune(state["variances"], 0.0)
         rows = torch.arange(len(parts[0]), device=parts[0].device)
-        factors, y = sparse.rows(rows)
-        evidence = self._evidence(factors, parts, state["noise_var"], y)
+        last = sparse.moments(rows, parts, state["noise_var"])
+        evidence, freedom = last.log_evidence, last.freedom
         best = evidence.reshape(chains, self.starts, n).argmax(1)  # [chain, problem]
         place = torch.arange(chains, device=best.device)[:, None] * self.starts + best
         chosen = (place * n + torch.arange(n, device=best.device)).flatten()
@@ -370,7 +361,6 @@ class EvidenceMaximization(Sampler):
         def shaped(values: Tensor) -> Tensor:
             return values[chosen].reshape(chains, *lead)
 
-        freedom = self._freedom(sparse, factors, parts, state["noise_var"], y)
         stats = {
             "log_evidence": shaped(evidence),
             "iterations": shaped(state["iterations"]),
@@ -390,13 +380,6 @@ class EvidenceMaximization(Sampler):
             attrs={**posterior.attrs, "point_estimate": True, "evidence_trace": total},
         )
 
-    @staticmethod
-    def _freedom(
-        sparse: SparseProblem, factors: Variances, parts: Variances, noise: Tensor, y: Tensor
-    ) -> Tensor:
-        reduction = reduce(parts)
-        return moments_of(reduction.columns(factors), reduction.columns(parts), noise, y).freedom
-
     def conclude(self, problem: Problem, posterior: Posterior) -> Posterior:
         """Warn of problems that did not converge."""
         slow = int((~posterior.sample_stats["converged"]).sum())
@@ -410,9 +393,19 @@ class EvidenceMaximization(Sampler):
         return posterior
 
 
-def sparse_update(sparse: SparseProblem, stage: str) -> Update:
-    """The M-step of a stage."""
-    return _UPDATES[stage]
+def _maximised(
+    sparse: SparseProblem,
+    stage: str,
+    moments: Moments,
+    pruned: Variances,
+    reduction: Reduction,
+) -> Variances:
+    """The M-step of a stage, on the columns in use."""
+    kept = reduction.columns(pruned)
+    if stage != "block":
+        return _UPDATES[stage](moments, kept)
+    places = [torch.arange(size, device=kept[0].device) for size in sparse.sizes]
+    return block_step(moments.second_moment(), kept, sparse.coupling, reduction.columns(places))
 
 
 def fast_start(dictionary: Tensor, variance: Tensor, noise_var: Tensor, y: Tensor) -> FastState:
@@ -473,21 +466,22 @@ def _warn_of_zeros(sparse: SparseProblem, variances: Variances) -> None:
     empty = torch.stack([(part == 0).all(-1) for part in variances]).any(0)
     if bool(empty.any()):
         warnings.warn(
-            f"every weight was pruned in {int(empty.sum())} of {len(empty)} problems: no column rises "
-            "above the noise, the posterior mean is zero. Check the noise variance",
+            f"every weight was pruned in {int(empty.sum())} of {len(empty)} problems: no column "
+            "rises above the noise, the posterior mean is zero. Check the noise variance",
             ConvergenceWarning,
             stacklevel=6,
         )
 
 
 def _warn_of_collapse(sparse: SparseProblem, freedom: Tensor, noise_var: Tensor) -> None:
-    size, snapshots = sparse.data_size, sparse.y.shape[1]
     rows = torch.arange(len(noise_var), device=noise_var.device)
-    bad = (snapshots * freedom > 0.75 * size) | (noise_var <= sparse.floor[rows % sparse.n])
+    snapshots, size = sparse.y.shape[1], sparse.data_counts(rows)
+    used = snapshots * freedom
+    bad = (used > COLLAPSE * size) | (noise_var <= sparse.floor[rows % sparse.n])
     if bool(bad.any()):
         warnings.warn(
             f"the learned noise variance collapsed in {int(bad.sum())} of {len(bad)} problems: the "
-            f"weights use {float(snapshots * freedom.max()):.0f} of {size} degrees of freedom, so "
+            f"weights use {float(used[bad].max()):.0f} of {float(size.max()):.0f} degrees of freedom, so "
             "noise and weights cannot be told apart. Give noise_var, raise noise_floor, add "
             "snapshots, or use update='em' with prune='auto'",
             NumericsWarning,

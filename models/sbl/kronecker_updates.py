@@ -21,6 +21,7 @@ __all__ = [
     "alternating_step",
     "fix_scale",
     "flat_variances",
+    "mean_weights",
     "rank_one_step",
     "relative_change",
 ]
@@ -62,8 +63,8 @@ def _product(factors: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(factors)).prod(0)
 
 
-def _mean_weights(variance: Tensor) -> Tensor:
-    """1 / g_i[a], over the number of active entries; zero where pruned."""
+def mean_weights(variance: Tensor) -> Tensor:
+    """Return 1 / g_i[a] over the number of active entries; zero where pruned."""
     active = variance > 0
     inverse = torch.where(active, 1 / torch.where(active, variance, 1.0), 0.0)
     return inverse / active.sum(-1, keepdim=True).clamp_min(1)
@@ -75,11 +76,11 @@ def alternate(moment: Tensor, variances: Sequence[Tensor], modes: Sequence[int])
     g_i[a] is the mean of T[.., a, ..] / prod_{k != i} g_k over all other (active) indices.
     """
     parts = list(variances)
-    weights = [_mean_weights(part) for part in parts]
+    weights = [mean_weights(part) for part in parts]
     for mode in modes:
         update = contract_all_but(moment, weights, mode)
         parts[mode] = torch.where(parts[mode] > 0, update, 0.0)
-        weights[mode] = _mean_weights(parts[mode])
+        weights[mode] = mean_weights(parts[mode])
     return parts
 
 

@@ -18,10 +18,13 @@ from probkit.errors import CapabilityError
 from probkit.files import register
 from probkit.models.sbl.kronecker_e_step import kronecker_spectrum
 from probkit.models.sbl.linear_algebra import hermitian_cholesky, solve_with_factor
+from probkit.models.sbl.missing import MaskedCovariance
 from probkit.models.sbl.mode_products import mode_products, outer
 from probkit.models.sbl.moments import abs_square
+from probkit.models.sbl.problem import moments_of
+from probkit.models.sbl.pruning import Reduction, reduce
 
-__all__ = ["ComplexNormal", "WeightLaw", "complex_number", "elementwise_law"]
+__all__ = ["ComplexNormal", "WeightLaw", "complex_number", "elementwise_law", "weight_law"]
 
 
 class _ComplexNumber(Constraint):
@@ -118,6 +121,8 @@ class WeightLaw(TorchDistribution):
         y: [*problem, snapshot, M_1, ..., M_I].
         mean: Posterior mean [*batch, *problem, snapshot, N_1, ..., N_I].
         variance: Posterior variances [*batch, *problem, N_1, ..., N_I].
+        log_evidence: log p(y | g, s2) [*batch, *problem].
+        observed: 1.0 where y was seen [*problem, M_1, ..., M_I]; None where all of it was.
         shared: Whether the snapshot dim belongs to the event: [*problem, N_1, ..., N_I, snapshot].
 
     The event is [*problem, N_1, ..., N_I] (and [snapshot] at the end where ``shared``).
@@ -134,10 +139,13 @@ class WeightLaw(TorchDistribution):
         y: Tensor,
         mean: Tensor,
         variance: Tensor,
+        log_evidence: Tensor,
+        observed: Tensor | None = None,
         shared: bool = False,
         validate_args: bool | None = None,
     ) -> None:
         self.factors, self.variances = list(factors), list(variances)
+        self.log_evidence, self.observed = log_evidence, observed
         self.noise_var, self.y, self.shared = noise_var, y, shared
         self._moments = mean, variance
         problem = y.ndim - 1 - len(self.factors)
@@ -202,6 +210,9 @@ class WeightLaw(TorchDistribution):
 
     def _back_projection(self) -> Callable[[Tensor], Tensor]:
         """The map from a misfit [..., snapshot, M_1, ..., M_I] to H^H C^{-1} misfit."""
+        if self.observed is not None:
+            system = self.masked_covariance()
+            return lambda misfit: system.back(system.solve(system.mask * misfit))
         if len(self.factors) == 1:
             return self._dense_back_projection()
         modes = len(self.factors)
@@ -213,6 +224,11 @@ class WeightLaw(TorchDistribution):
             return mode_products(solved, [part.unsqueeze(-3) for part in spectrum.crossed])
 
         return apply
+
+    def masked_covariance(self) -> MaskedCovariance:
+        """The covariance of the observed entries."""
+        assert self.observed is not None
+        return MaskedCovariance(self.factors, self.variances, self.noise_var, self.observed)
 
     def _dense_back_projection(self) -> Callable[[Tensor], Tensor]:
         """One Cholesky factor of size M or N, whichever is less."""
@@ -252,6 +268,8 @@ class WeightLaw(TorchDistribution):
             self.y,
             change(mean),
             change(variance),
+            change(self.log_evidence),
+            self.observed,
             self.shared,
         )
 
@@ -259,6 +277,46 @@ class WeightLaw(TorchDistribution):
         """Return the law with batch shape ``batch_shape``."""
         old, new = len(self.batch_shape), torch.Size(batch_shape)
         return self.map_batch(lambda value: value.expand(new + value.shape[old:]))
+
+
+def weight_law(
+    factors: Sequence[Tensor],
+    variances: Sequence[Tensor],
+    noise_var: Tensor,
+    y: Tensor,
+    observed: Tensor | None = None,
+    shared: bool = False,
+) -> WeightLaw:
+    """Condition on y: one E-step on the columns in use, zeros elsewhere.
+
+    Arguments as those of :class:`WeightLaw`.
+    """
+    reduction = reduce(variances)
+    small, kept = reduction.columns(factors), reduction.columns(variances)
+    moments = moments_of(small, kept, noise_var, y, observed)
+    sizes = [int(factor.shape[-1]) for factor in factors]
+    return WeightLaw(
+        factors=[factor.contiguous() for factor in factors],
+        variances=[part.contiguous() for part in variances],
+        noise_var=noise_var.contiguous(),
+        y=y.contiguous(),
+        mean=_spread(moments.mean, reduction, sizes),
+        variance=_spread(moments.variance, reduction, sizes),
+        log_evidence=moments.log_evidence.contiguous(),
+        observed=observed,
+        shared=shared,
+    )
+
+
+def _spread(tensor: Tensor, reduction: Reduction, sizes: Sequence[int]) -> Tensor:
+    """Put the columns in use back to their places in every mode."""
+    modes = len(sizes)
+    for mode, (keep, size) in enumerate(zip(reduction.kept, sizes, strict=True)):
+        if keep is not None:
+            dim = tensor.ndim - modes + mode
+            shape = (*tensor.shape[:dim], size, *tensor.shape[dim + 1 :])
+            tensor = tensor.new_zeros(shape).index_copy(dim, keep, tensor)
+    return tensor.contiguous()
 
 
 @marginals.register
@@ -275,6 +333,8 @@ def _to_tree(law: WeightLaw) -> dict[str, Any]:
         "y": law.y,
         "mean": mean,
         "variance": variance,
+        "log_evidence": law.log_evidence,
+        "observed": law.observed,
         "shared": law.shared,
     }
 

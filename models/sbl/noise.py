@@ -12,7 +12,7 @@ from torch import Tensor
 
 from probkit.models.sbl.moments import Moments, abs_square
 
-__all__ = ["COLLAPSE", "collapsed", "em_noise", "initial_noise", "mackay_noise", "noise_floor"]
+__all__ = ["COLLAPSE", "em_noise", "initial_noise", "mackay_noise", "noise_floor"]
 
 COLLAPSE = 0.75
 """Share of the data's degrees of freedom beyond which a learned noise variance is not believed."""
@@ -33,26 +33,20 @@ def noise_floor(y: Tensor, modes: int, relative: float) -> Tensor:
     return relative * _power(y, modes)
 
 
-def em_noise(moments: Moments, noise_var: Tensor, size: int) -> Tensor:
+def em_noise(moments: Moments, noise_var: Tensor, size: Tensor) -> Tensor:
     """s2 = E||y - H x||^2 / M: the exact M-step, monotone.
 
     Args:
         moments: At the g and s2 of this E-step.
         noise_var: That s2 [*batch].
-        size: M times the number of snapshots.
+        size: M times the number of snapshots [*batch].
     """
     snapshots = moments.mean.shape[-moments.modes - 1]
     return (moments.residual + noise_var * snapshots * moments.freedom) / size
 
 
-def mackay_noise(moments: Moments, size: int) -> Tensor:
+def mackay_noise(moments: Moments, size: Tensor) -> Tensor:
     """s2 = ||y - H mean||^2 / (M - sum_j shrink_j): MacKay's fixed point."""
     snapshots = moments.mean.shape[-moments.modes - 1]
     left = size - snapshots * moments.freedom
-    return moments.residual / left.clamp_min(0.01 * size)
-
-
-def collapsed(moments: Moments, size: int) -> Tensor:
-    """Whether the weights use up the degrees of freedom [*batch]; ``size`` as in `em_noise`."""
-    snapshots = moments.mean.shape[-moments.modes - 1]
-    return torch.as_tensor(snapshots * moments.freedom > COLLAPSE * size)
+    return moments.residual / torch.maximum(left, 0.01 * size)

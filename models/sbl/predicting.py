@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -66,10 +68,14 @@ def _common(a: Tensor, b: Tensor) -> torch.dtype:
 
 def _separate_law(law: WeightLaw, new: Sequence[Tensor], observation: bool) -> Distribution:
     mean = _mean(law, new)
-    if len(new) == len(law.factors) and len(new) > 1:
+    if len(new) == 1:
+        variance = _row_variance(law, new[0])
+    elif law.observed is None:
         variance = _factored_variance(law, new)
     else:
-        variance = _row_variance(law, new[0])
+        variance = _row_variance(law, _kronecker_product(new)).reshape(
+            *mean.shape[: mean.ndim - 1 - len(new)], *mean.shape[mean.ndim - len(new) :]
+        )
     noise = law.noise_var.reshape(law.noise_var.shape + (1,) * len(new))
     variance = variance + noise if observation else variance
     dim = mean.ndim - 1 - len(new)
@@ -95,8 +101,8 @@ def _factored_variance(law: WeightLaw, new: Sequence[Tensor]) -> Tensor:
     return (outer(prior) - explained).clamp_min(0)
 
 
-def _cross(law: WeightLaw, new: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """H_new, H_new G (active columns), and C^{-1/2} H G H_new^H [*, M, row]."""
+def _cross(law: WeightLaw, new: Tensor) -> tuple[Tensor, Tensor]:
+    """H_new G, and C^{-1/2} H G H_new^H [*, M, row]."""
     prior = outer(law.variances).flatten(-len(law.factors))
     scaled = new * prior.unsqueeze(-2)
     if len(law.factors) == 1:
@@ -107,7 +113,7 @@ def _cross(law: WeightLaw, new: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         noise = law.noise_var.unsqueeze(-1).expand(covariance.shape[:-1])
         factor = hermitian_cholesky(covariance + torch.diag_embed(noise)).to(common)
         half = torch.linalg.solve_triangular(factor, right, upper=False)
-        return new, scaled, half
+        return scaled, half
     spectrum = kronecker_spectrum(law.factors, law.variances, law.noise_var)
     modes = len(law.factors)
     check_allocation(
@@ -121,14 +127,41 @@ def _cross(law: WeightLaw, new: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         rows.to(common), [part.mT.to(common).unsqueeze(-3) for part in spectrum.crossed]
     )
     half = turned * spectrum.values.rsqrt().unsqueeze(-modes - 1)
-    return new, scaled, half.flatten(-modes).mH
+    return scaled, half.flatten(-modes).mH
+
+
+def _kronecker_product(matrices: Sequence[Tensor]) -> Tensor:
+    """H_1 kron ... kron H_I in full, for a few rows."""
+    size = math.prod(m.shape[-2] * m.shape[-1] for m in matrices)
+    check_allocation(16 * size, f"a dictionary of {size} entries", device=matrices[0].device)
+    common = functools.reduce(torch.promote_types, (m.dtype for m in matrices))
+    return functools.reduce(torch.kron, [m.to(common) for m in matrices])
+
+
+def _explained(law: WeightLaw, new: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Prior terms and (row, row) factors a, b with H_new Sigma H_new^H = H_new G H_new^H - a^H b.
+
+    Returns H_new G, a and b [*, data, row].
+    """
+    if law.observed is None:
+        scaled, half = _cross(law, new)
+        return scaled, half, half
+    system = law.masked_covariance()
+    prior = outer(law.variances).flatten(-len(law.factors))
+    scaled = new * prior.unsqueeze(-2)
+    rows = scaled.conj().reshape(*scaled.shape[:-1], *law.sizes)
+    common = _common(rows, law.factors[0])
+    right = system.forward(rows.to(common))
+    solved = system.solve(right)
+    modes = len(law.factors)
+    return scaled, right.flatten(-modes).mT, solved.flatten(-modes).mT
 
 
 def _row_variance(law: WeightLaw, new: Tensor) -> Tensor:
     """diag(H_new Sigma H_new^H) for a matrix H_new [row, N], [*batch, *problem, row]."""
-    new, scaled, half = _cross(law, new)
+    scaled, left, right = _explained(law, new)
     prior = (new.conj() * scaled).sum(-1).real
-    return (prior - abs_square(half).sum(-2)).clamp_min(0)
+    return (prior - (left.conj() * right).sum(-2).real).clamp_min(0)
 
 
 def _joint_law(law: WeightLaw, new: Sequence[Tensor], observation: bool) -> Distribution:
@@ -142,14 +175,14 @@ def _joint_law(law: WeightLaw, new: Sequence[Tensor], observation: bool) -> Dist
         raise CapabilityError(
             "joint=True is for real data with one snapshot; use post.sample(n, rng=0)"
         )
-    new_rows, scaled, half = _cross(law, new[0])
+    scaled, left, right = _explained(law, new[0])
     check_allocation(
-        8 * scaled.shape[:-1].numel() * new_rows.shape[-2],
-        f"a covariance of {new_rows.shape[-2]} rows",
-        device=half.device,
+        8 * scaled.shape[:-1].numel() * new[0].shape[-2],
+        f"a covariance of {new[0].shape[-2]} rows",
+        device=scaled.device,
     )
-    prior = scaled @ new_rows.mT
-    covariance = prior - half.mT @ half
+    prior = scaled @ new[0].mT
+    covariance = prior - left.mT @ right
     if observation:
         noise = law.noise_var.unsqueeze(-1).expand(covariance.shape[:-1])
         covariance = covariance + torch.diag_embed(noise)

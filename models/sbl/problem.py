@@ -10,15 +10,26 @@ from torch import Tensor
 
 from probkit.models.sbl.e_step import dense_moments
 from probkit.models.sbl.kronecker_e_step import kronecker_moments, kronecker_spectrum
+from probkit.models.sbl.missing import masked_moments
 from probkit.models.sbl.moments import Moments
+from probkit.models.sbl.pruning import reduce
 
 __all__ = ["SparseProblem", "moments_of"]
 
 
 def moments_of(
-    factors: Sequence[Tensor], variances: Sequence[Tensor], noise_var: Tensor, y: Tensor
+    factors: Sequence[Tensor],
+    variances: Sequence[Tensor],
+    noise_var: Tensor,
+    y: Tensor,
+    observed: Tensor | None = None,
 ) -> Moments:
-    """The E-step: a Cholesky factor with one mode, spectra of the factors with several."""
+    """The E-step: a Cholesky factor with one mode, spectra of the factors with several.
+
+    With ``observed`` [*batch, M_1, ..., M_I], 1.0 where y is seen, conjugate gradients.
+    """
+    if observed is not None:
+        return masked_moments(factors, variances, noise_var, y, observed)
     if len(factors) == 1:
         return dense_moments(factors[0], variances[0], noise_var, y)
     return kronecker_moments(kronecker_spectrum(factors, variances, noise_var), variances, y)
@@ -37,7 +48,8 @@ class SparseProblem:
         noise_var: Known s2 [problem]; None where it is learned.
         floor: Smallest s2 that learning may reach [problem].
         update: Name of the M-step.
-        coupling: Strength of the coupling of neighbours in each mode; 0 for none.
+        coupling: Strength of the coupling of neighbours in each mode; empty for none.
+        observed: 1.0 where y is seen [problem, M_1, ..., M_I]; None where all of it is.
     """
 
     factors: list[Tensor]
@@ -46,6 +58,7 @@ class SparseProblem:
     floor: Tensor
     update: str
     coupling: tuple[float, ...] = ()
+    observed: Tensor | None = None
 
     @property
     def n(self) -> int:
@@ -67,6 +80,16 @@ class SparseProblem:
         """Entries of y in one problem: M times the number of snapshots."""
         return self.y[0].numel()
 
+    def data_counts(self, rows: Tensor) -> Tensor:
+        """Entries of y that were seen [row], over all snapshots."""
+        full = torch.full_like(self.floor, float(self.data_size))
+        if self.observed is not None:
+            full = self.observed.flatten(1).sum(-1) * self.y.shape[1]
+        return full[self._problems(rows)]
+
+    def _problems(self, rows: Tensor) -> Tensor:
+        return torch.zeros_like(rows) if self.n == 1 else rows % self.n
+
     @property
     def evidence_weight(self) -> float:
         """Log evidence in units of log |C| + y^H C^{-1} y, over all snapshots."""
@@ -74,11 +97,16 @@ class SparseProblem:
 
     def rows(self, rows: Tensor) -> tuple[list[Tensor], Tensor]:
         """The factors and the data of some rows."""
-        if self.n == 1:
-            index = torch.zeros_like(rows)
-        else:
-            index = rows % self.n
+        index = self._problems(rows)
         return [f if f.ndim == 2 else f[index] for f in self.factors], self.y[index]
+
+    def moments(self, rows: Tensor, variances: Sequence[Tensor], noise_var: Tensor) -> Moments:
+        """E-step of some rows on the columns that any of them uses."""
+        factors, y = self.rows(rows)
+        reduction = reduce(variances)
+        observed = None if self.observed is None else self.observed[self._problems(rows)]
+        small = reduction.columns(factors)
+        return moments_of(small, reduction.columns(variances), noise_var, y, observed)
 
     def live_columns(self) -> list[Tensor]:
         """1.0 for the columns of each H_i that are not zero, [N_i] or [problem, N_i]."""
