@@ -249,18 +249,33 @@ class NNGPKernel(_Kernel):
 
     # ----------------------------------------------------------------------- evaluation
 
-    def __call__(self, x1: Tensor, x2: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+    def __call__(
+        self,
+        x1: Tensor,
+        x2: Tensor | None = None,
+        diag: bool = False,
+        last_dim_is_batch: bool = False,
+        **params: Any,
+    ) -> Any:
         """Evaluate lazily, as every GPyTorch kernel; inputs that do not fit are refused at once."""
         x1, x2 = self._as_rows(x1), None if x2 is None else self._as_rows(x2)
-        if x1.ndim >= 2 and (x2 is None or x2.ndim >= 2):
-            if self.active_dims is None:
-                self._check(x1, x1 if x2 is None else x2)
-            else:
-                check_inputs(x1, x1 if x2 is None else x2)
-        return super().__call__(x1, x2, *args, **kwargs)
+        if self.active_dims is None:
+            self._check(x1, x1 if x2 is None else x2)
+        if diag and not last_dim_is_batch:
+            # GPyTorch takes a diagonal [batch, n] for a matrix [n, n] where both sizes are equal
+            x1, x2 = self._selected(x1), None if x2 is None else self._selected(x2)
+            return self.forward(x1, x1 if x2 is None else x2, diag=True, **params)
+        return super().__call__(x1, x2, diag, last_dim_is_batch, **params)
+
+    def _selected(self, x: Tensor) -> Tensor:
+        """Active columns [*batch, n, d]."""
+        x = x if self.active_dims is None else x.index_select(-1, self.active_dims)
+        return x if x.ndim > 1 else x.unsqueeze(-1)
 
     def _as_rows(self, x: Tensor) -> Tensor:
         """Images [*batch, n, H, W, C] as rows [*batch, n, H W C]; rows as they are."""
+        if self.active_dims is None and x.ndim == 1:
+            return x.unsqueeze(-1)
         if self.image_shape is None or self.active_dims is not None or x.ndim < 4:
             return x
         if x.shape[-1] != math.prod(self.image_shape) and x.shape[-3:] == self.image_shape:
@@ -327,10 +342,7 @@ class NNGPKernel(_Kernel):
             >>> kernel.ntk(torch.ones(1, 1, dtype=torch.float64))
             tensor([[1.]], dtype=torch.float64, grad_fn=...)
         """
-        inputs = [self._as_rows(x) for x in (x1, x2) if x is not None]
-        inputs = [x if x.ndim > 1 else x.unsqueeze(-1) for x in inputs]
-        if self.active_dims is not None:
-            inputs = [x.index_select(-1, self.active_dims) for x in inputs]
+        inputs = [self._selected(self._as_rows(x)) for x in (x1, x2) if x is not None]
         return self._evaluate(inputs[0], inputs[-1], diag, False, tangent=True)
 
     def _evaluate(

@@ -40,6 +40,12 @@ KERNELS = {
     "polynomial": lambda: PolynomialKernel(2),
     "nngp relu": lambda: NNGPKernel(2),
     "nngp erf": lambda: NNGPKernel(2, "erf", last_b_std=0.3),
+    "nngp per layer": lambda: NNGPKernel(2, "erf", [1.5, 0.8], [0.3, 0.2], last_b_std=0.3),
+    "nngp residual": lambda: NNGPKernel(1, arch="resnet", w_std=[1.5, 0.8]),
+    "nngp flatten": lambda: NNGPKernel(2, arch="conv", image_shape=(1, 3, 1)),
+    "nngp gap": lambda: NNGPKernel(
+        2, arch="conv", image_shape=(3, 1, 1), w_std=[1.5, 0.8], pooling="gap"
+    ),
     "columns": lambda: ScaleKernel(RBFKernel(active_dims=(0, 2))),
     "sum": lambda: ScaleKernel(RBFKernel()) + LinearKernel(active_dims=(1,)),
     "nested": lambda: (

@@ -9,8 +9,8 @@ from botorch.models.kernels import InfiniteWidthBNNKernel
 from gpytorch.kernels import RBFKernel, ScaleKernel
 from gpytorch.priors import GammaPrior
 
-from probkit.errors import DataError, ShapeError
-from probkit.kernels import NNGPKernel
+from probkit.errors import CapabilityError, DataError, ShapeError
+from probkit.kernels import NNGPKernel, evaluate
 
 F64 = torch.float64
 X = torch.tensor([(1, 0.5, -0.3), (0.2, -1, 0.7), (-0.4, 0.1, 0.9), (0.3, 0.3, 0.3)], dtype=F64)
@@ -80,6 +80,212 @@ def test_matches_botorch(points):
     )
     torch.testing.assert_close(ours(x1).to_dense(), theirs(x1).to_dense(), rtol=2e-6, atol=0)
     torch.testing.assert_close(ours(x1, diag=True), theirs(x1, diag=True), rtol=1e-12, atol=0)
+
+
+# ------------------------------------------------------------------------- architectures
+
+IMAGES = torch.arange(1, 65, dtype=F64).sin().reshape(2, 4, 4, 2)
+# (kernel, tangent kernel) by the same JAX implementation: entries (0, 2) and (1, 2) of residual
+# networks with two blocks, (0, 0), (0, 1) and (1, 1) of two convolutions
+ARCHITECTURES = {
+    ("resnet", "relu"): ((1.291757064493, 2.311237022427), (1.423392146684, 4.422666687823)),
+    ("resnet", "erf"): ((-0.217807959470, 0.349892234400), (-0.672006786662, 1.006040539992)),
+    ("flatten", "relu"): (
+        (0.590765911728, 0.529509332416, 0.592717280098),
+        (1.707497735183, 1.282423015858, 1.713351840295),
+    ),
+    ("flatten", "erf"): (
+        (0.593297590000, 0.492057296894, 0.593793602237),
+        (2.043036295845, 1.574868463065, 2.045751598117),
+    ),
+    ("gap", "relu"): (
+        (0.313134750721, 0.312241750990, 0.314186594025),
+        (0.522427017448, 0.505282570126, 0.524367959231),
+    ),
+    ("gap", "erf"): (
+        (0.106337163025, 0.103139242778, 0.106191882061),
+        (0.282082718496, 0.259847013313, 0.281949809426),
+    ),
+}
+
+
+def architecture(name, activation="relu", **options):
+    """A kernel with two blocks or convolutions, and inputs for it."""
+    stds = {"w_std": 1.5, "b_std": 0.3, "last_w_std": 1.2} | options
+    if name == "resnet":
+        return NNGPKernel(2, activation, arch="resnet", **stds), X
+    image = {"arch": "conv", "image_shape": (4, 4, 2), "pooling": name}
+    return NNGPKernel(2, activation, **image, **stds), IMAGES
+
+
+@pytest.mark.parametrize(("name", "activation"), ARCHITECTURES)
+@torch.no_grad()
+def test_reference_values_of_architectures(name, activation):
+    kernel, x = architecture(name, activation)
+    for K, expected in zip(
+        (kernel(x).to_dense(), kernel.ntk(x)), ARCHITECTURES[name, activation], strict=True
+    ):
+        found = (K[0, 2], K[1, 2]) if name == "resnet" else (K[0, 0], K[0, 1], K[1, 1])
+        assert [value.item() for value in found] == pytest.approx(list(expected), abs=2e-12)
+        assert torch.equal(K, K.T)
+    assert torch.equal(kernel(x, diag=True), kernel(x).to_dense().diagonal())
+    assert torch.equal(kernel.ntk(x, diag=True), kernel.ntk(x).diagonal())
+
+
+@pytest.mark.parametrize(
+    ("activation", "bias_var", "covariance", "variance"),
+    [
+        ("relu", 1.3, 475.7371005702512, 534.05),
+        ("relu", 1.6, 519.798494541, 580.85),
+        ("erf", 1.3, 4.57026286576, None),
+    ],
+)
+@torch.no_grad()
+def test_infinite_width_network_of_bayesian_optimization(
+    activation, bias_var, covariance, variance
+):
+    """Depth 3 with one variance for all layers, the last one too."""
+    w_std, b_std = 10**0.5, bias_var**0.5
+    kernel = NNGPKernel(3, activation, w_std, b_std, w_std, b_std)
+    K = kernel(torch.tensor([(0.2, 0.7), (0.9, 0.1)], dtype=F64)).to_dense()
+    assert K[0, 1].item() == pytest.approx(covariance, rel=1e-11)
+    if variance is not None:
+        assert K[0, 0].item() == pytest.approx(variance, rel=1e-13)
+
+
+@pytest.mark.parametrize("activation", ["relu", "erf"])
+@torch.no_grad()
+def test_one_value_for_each_layer(activation, naive_matrix, points):
+    x1, x2 = points(5, 3), points(4, 3, seed=1)
+    w, b = [1.1, 1.6, 0.9], [0.2, 0.0, 0.1]
+    kernel = NNGPKernel(3, activation, w, b, 1.2, 0.5)
+    stds = [*zip(w, b, strict=True), (1.2, 0.5)]
+    close = {"rtol": 1e-13, "atol": 1e-13}
+    torch.testing.assert_close(
+        kernel(x1, x2).to_dense(), naive_matrix(x1, x2, stds, activation), **close
+    )
+    torch.testing.assert_close(
+        kernel.ntk(x1, x2), naive_matrix(x1, x2, stds, activation, True), **close
+    )
+    residual = NNGPKernel(2, activation, w, b, 1.2, 0.5, arch="resnet")
+    torch.testing.assert_close(
+        residual(x1, x2).to_dense(),
+        naive_matrix(x1, x2, stds, activation, False, True),
+        **close,
+    )
+
+
+@torch.no_grad()
+def test_one_value_for_each_convolution(naive_conv_matrix, points):
+    x1, x2 = points(3, 3, 2, 1), points(2, 3, 2, 1, seed=1)
+    image = {"arch": "conv", "image_shape": (3, 2, 1)}
+    for pooling in ("flatten", "gap"):
+        kernel = NNGPKernel(2, "relu", [1.1, 1.6], [0.2, 0.4], 0.9, 0.3, pooling=pooling, **image)
+        stds = [(1.1, 0.2), (1.6, 0.4), (0.9, 0.3)]
+        torch.testing.assert_close(
+            kernel(x1, x2).to_dense(), naive_conv_matrix(x1, x2, stds, pooling)
+        )
+        torch.testing.assert_close(
+            kernel.ntk(x1, x2), naive_conv_matrix(x1, x2, stds, pooling, tangent=True)
+        )
+
+
+@torch.no_grad()
+def test_values_for_each_layer_are_read_set_and_expanded(points):
+    x = points(4, 3)
+    kernel = NNGPKernel(3, w_std=[1.1, 1.6, 0.9], b_std=0.2)
+    assert kernel.w_std.shape == (1, 3) and kernel.b_std.shape == (1, 1)
+    assert kernel.w_std[0].tolist() == pytest.approx([1.1, 1.6, 0.9])
+    expanded = kernel.expand_batch(torch.Size([2]))
+    assert expanded.w_std.shape == (2, 1, 3)
+    torch.testing.assert_close(expanded(x).to_dense()[1], kernel(x).to_dense())
+    torch.testing.assert_close(expanded[1](x).to_dense(), kernel(x).to_dense())
+    kernel.w_std = [1.0, 2.0, 3.0]
+    assert kernel.w_std[0].tolist() == pytest.approx([1.0, 2.0, 3.0])
+    kernel.w_std = 1.5
+    torch.testing.assert_close(
+        kernel(x).to_dense(), NNGPKernel(3, w_std=1.5, b_std=0.2)(x).to_dense()
+    )
+    each = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], dtype=F64)
+    batch = NNGPKernel(2, w_std=each, b_std=torch.tensor([0.1, 0.2, 0.3]), batch_shape=(3,))
+    assert batch.w_std.shape == (3, 1, 2) and batch.b_std.shape == (3, 1, 1)
+    for k in range(3):
+        one = NNGPKernel(2, w_std=each[k], b_std=0.1 * (k + 1))
+        torch.testing.assert_close(batch(x).to_dense()[k], one(x).to_dense())
+    shared = NNGPKernel(2, w_std=[1.0, 2.0], batch_shape=(2,))  # a list is one value for each layer
+    assert shared.w_std.squeeze(-2).tolist() == [pytest.approx([1.0, 2.0])] * 2
+    with pytest.raises(ShapeError, match=r"w_std: .* one value for each of 3 layers, got \[2\]"):
+        NNGPKernel(3, w_std=[1.0, 2.0])
+    with pytest.raises(ShapeError, match=r"last_w_std: expected a number or a tensor .*got \[3\]"):
+        NNGPKernel(3, last_w_std=[1.0, 2.0, 3.0])
+    with pytest.raises(ShapeError, match=r"b_std: expected one value for all layers, got 3"):
+        kernel.b_std = [0.1, 0.2, 0.3]
+
+
+@pytest.mark.parametrize("name", ["flatten", "gap"])
+@torch.no_grad()
+def test_images_and_flattened_rows_are_the_same(name, points):
+    kernel, images = architecture(name)
+    rows = images.flatten(-3)
+    K = kernel(images).to_dense()
+    assert torch.equal(K, kernel(rows).to_dense())
+    assert torch.equal(kernel.ntk(images), kernel.ntk(rows))
+    assert torch.equal(kernel(images, diag=True), kernel(rows, diag=True))
+    torch.testing.assert_close(kernel(images, rows.clone()).to_dense(), K)
+    batch = torch.stack([images, 2 * images, images.flip(-2)])
+    assert kernel(batch).shape == (3, 2, 2)
+    torch.testing.assert_close(kernel(batch).to_dense()[0], K)
+    among = torch.cat([torch.ones(2, 1, dtype=F64), rows], dim=-1)
+    chosen, _ = architecture(name, active_dims=range(1, 33))
+    assert torch.equal(chosen(among).to_dense(), K)
+    assert torch.equal(chosen.ntk(among), kernel.ntk(rows))
+
+
+@pytest.mark.parametrize("name", ["resnet", "flatten", "gap"])
+@torch.no_grad()
+def test_architectures_with_batch_shape_equal_a_loop(name):
+    stds = torch.tensor([0.7, 1.9], dtype=F64)
+    kernel, x = architecture(name, w_std=stds, batch_shape=(2,))
+    K, theta = kernel(x).to_dense(), kernel.ntk(x)
+    assert kernel(x, diag=True).shape == K.shape[:-1]
+    for k, std in enumerate(stds):
+        one, _ = architecture(name, w_std=std)
+        torch.testing.assert_close(K[k], one(x).to_dense(), rtol=1e-13, atol=1e-13)
+        torch.testing.assert_close(theta[k], one.ntk(x), rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["resnet", "flatten", "gap"])
+@pytest.mark.parametrize("activation", ["relu", "erf", "tanh"])
+def test_hyperparameters_of_architectures_have_gradients(name, activation):
+    """Central differences; two rows are equal."""
+    kernel, x = architecture(name, activation, last_b_std=0.5)
+    x = torch.cat([x[:2], x[:1]])
+    weights = torch.linspace(0.5, 1.5, 9, dtype=F64).reshape(3, 3)
+
+    def objective():
+        return (kernel(x).to_dense() * weights).sum()
+
+    gradients = torch.autograd.grad(objective(), list(kernel.parameters()))
+    shift = 1e-5
+    for parameter, gradient in zip(kernel.parameters(), gradients, strict=True):
+        with torch.no_grad():
+            values = []
+            for sign in (1, -2):
+                parameter += sign * shift
+                values.append(objective().item())
+            parameter += shift
+        difference = (values[0] - values[1]) / (2 * shift)
+        assert gradient.item() == pytest.approx(difference, rel=1e-6)
+
+
+@torch.no_grad()
+def test_tanh_is_between_erf_and_its_bounds(points):
+    """Tanh is no stand-in: near erf(u sqrt(pi) / 2), which has its slope, but not equal to it."""
+    x = points(6, 3)
+    tanh = NNGPKernel(1, "tanh", 1.0, 0.0, 1.0)(x).to_dense()
+    scale = torch.pi**0.5 / 2
+    erf = NNGPKernel(1, "erf", scale, 0.0, 1.0)(x).to_dense()
+    assert 1e-3 < (tanh - erf).abs().max() < 0.06
 
 
 # ------------------------------------------------------------------------- GPyTorch conventions
@@ -344,6 +550,41 @@ def test_bad_inputs(points):
         kernel(x, x.float())
     with pytest.raises(ShapeError, match=r"as many rows, got 3 and 2"):
         kernel(x, x[:2], diag=True)
+
+
+def test_bad_images(points):
+    kernel, images = architecture("gap")
+    with pytest.raises(
+        ShapeError,
+        match=r"images \[\*batch, n, H, W, C\] with \(H, W, C\) = \(4, 4, 2\), or flattened rows "
+        r"\[\*batch, n, 32\], got \[2, 4, 4, 3\]",
+    ):
+        kernel(torch.ones(2, 4, 4, 3, dtype=F64))
+    for wrong in (images[0], images[..., 0], points(3, 31), points(3, 32).flatten()):
+        with pytest.raises(ShapeError, match=r"expected images .* got \["):
+            kernel(wrong)
+        with pytest.raises(ShapeError, match=r"expected images .* got \["):
+            kernel.ntk(wrong)
+    rows = images.flatten(-3)
+    with pytest.raises(ShapeError, match=r"expected images .* got \[2, 4, 4, 2\]"):
+        kernel.forward(images, images)
+    with pytest.raises(CapabilityError, match=r"last_dim_is_batch=True: expected arch 'mlp' or"):
+        kernel.forward(rows, rows, last_dim_is_batch=True)
+    with pytest.raises(DataError, match="torch.float16"):
+        kernel(images.half())
+    with pytest.raises(ShapeError, match=r"as many rows, got 2 and 1"):
+        kernel(rows, rows[:1], diag=True)
+
+
+def test_values_that_are_not_finite(points):
+    x = points(4, 3)
+    x[2, 1] = float("nan")
+    for call in (lambda: NNGPKernel()(x), lambda: NNGPKernel().ntk(points(2, 3), x)):
+        with pytest.raises(DataError, match="x must be finite, got nan at row 2, column 1"):
+            call()
+    x[2, 1] = float("inf")
+    with pytest.raises(DataError, match="x must be finite, got inf at row 2, column 1"):
+        evaluate(NNGPKernel(), x)
 
 
 def test_global_state_is_unchanged(points):

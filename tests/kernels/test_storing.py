@@ -47,6 +47,13 @@ KERNELS = {
     "nngp": lambda: NNGPKernel(2, "erf", 1.1, 0.2, 0.9, 0.4, learn=("last_w_std", "b_std")),
     "nngp without bias": lambda: NNGPKernel(2, b_std=0.0, batch_shape=TWO, active_dims=(0, 1)),
     "nngp linear": lambda: NNGPKernel(0, last_b_std=0.5, learn=(), backend="torch"),
+    "nngp tanh": lambda: NNGPKernel(1, "tanh"),
+    "nngp per layer": lambda: NNGPKernel(2, "relu", [1.5, 0.8], [0.3, 0.0], batch_shape=TWO),
+    "nngp residual": lambda: NNGPKernel(2, arch="resnet", w_std=[1.5, 0.8, 0.5]),
+    "nngp flatten": lambda: NNGPKernel(2, arch="conv", image_shape=(2, 2, 1)),
+    "nngp gap": lambda: NNGPKernel(
+        1, "erf", [0.8], arch="conv", image_shape=(2, 1, 2), pooling="gap"
+    ),
     "priors": lambda: ScaleKernel(
         PeriodicKernel(
             lengthscale_prior=GammaPrior(2.0, 1.5), period_length_prior=LogNormalPrior(0.5, 2.0)

@@ -29,19 +29,23 @@ def tiny_tiles(monkeypatch):
 
 @pytest.mark.parametrize("activation", ["relu", "erf"])
 @pytest.mark.parametrize("tangent", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("tiled", [False, True])
-def test_matches_the_naive_recursion(activation, tangent, tiled, naive_matrix, points, request):
+def test_matches_the_naive_recursion(
+    activation, tangent, residual, tiled, naive_matrix, points, request
+):
     if tiled:
         request.getfixturevalue("tiny_tiles")
     x1, x2 = points(11, 4), points(7, 4, seed=1)
     function = ntk if tangent else nngp
     w, b = variances_of(STDS)
-    cross = function(x1, x2, w, b, activation=activation)
-    same = function(x1, None, w, b, activation=activation)
+    options = {"activation": activation, "residual": residual}
+    cross = function(x1, x2, w, b, **options)
+    same = function(x1, None, w, b, **options)
     torch.testing.assert_close(
-        cross, naive_matrix(x1, x2, STDS, activation, tangent), rtol=1e-13, atol=1e-13
+        cross, naive_matrix(x1, x2, STDS, activation, tangent, residual), rtol=1e-13, atol=1e-13
     )
-    expected = naive_matrix(x1, x1, STDS, activation, tangent)
+    expected = naive_matrix(x1, x1, STDS, activation, tangent, residual)
     # theta of coinciding rows is off by sqrt(1e-16) in the naive tangent kernel
     off = ~torch.eye(11, dtype=torch.bool)
     torch.testing.assert_close(same[off], expected[off], rtol=1e-13, atol=1e-13)
@@ -58,18 +62,22 @@ def test_matches_the_naive_recursion(activation, tangent, tiled, naive_matrix, p
     columns=st.integers(1, 6),
     activation=st.sampled_from(["relu", "erf"]),
     tangent=st.booleans(),
+    residual=st.booleans(),
 )
-def test_tiles_of_any_shape_agree_with_the_whole(n, m, rows, columns, activation, tangent):
+def test_tiles_of_any_shape_agree_with_the_whole(
+    n, m, rows, columns, activation, tangent, residual
+):
     generator = torch.Generator().manual_seed(n * 100 + m)
     x1 = torch.randn(n, 3, dtype=F64, generator=generator)
     x2 = torch.randn(m, 3, dtype=F64, generator=generator)
     function = ntk if tangent else nngp
     w, b = variances_of(STDS)
-    whole = [function(x1, x, w, b, activation=activation) for x in (None, x2)]
+    options = {"activation": activation, "residual": residual}
+    whole = [function(x1, x, w, b, **options) for x in (None, x2)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch_tiled, "SMALL", -1)
         patch.setattr(torch_tiled, "_TILE_CPU", (rows, columns))
-        tiled = [function(x1, x, w, b, activation=activation) for x in (None, x2)]
+        tiled = [function(x1, x, w, b, **options) for x in (None, x2)]
     for one, other in zip(whole, tiled, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
 
@@ -102,11 +110,13 @@ def test_symmetric_exactly_and_diagonal_exactly(function, activation, tiled, poi
 
 @pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
 @pytest.mark.parametrize("activation", ["relu", "erf"])
-def test_pairs_are_the_diagonal_of_the_matrix(function, activation, points):
+@pytest.mark.parametrize("residual", [False, True])
+def test_pairs_are_the_diagonal_of_the_matrix(function, activation, residual, points):
     x1, x2 = points(2, 6, 3), points(6, 3, seed=1)
     w, b = variances_of(STDS)
-    pairs = function(x1, x2, w, b, activation=activation, diag=True)
-    matrix = function(x1, x2, w, b, activation=activation)
+    options = {"activation": activation, "residual": residual}
+    pairs = function(x1, x2, w, b, diag=True, **options)
+    matrix = function(x1, x2, w, b, **options)
     torch.testing.assert_close(pairs, matrix.diagonal(dim1=-2, dim2=-1), rtol=1e-13, atol=1e-13)
 
 
@@ -138,8 +148,9 @@ def test_batch_equals_loop(function, tiled, points, request):
 
 @pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
 @pytest.mark.parametrize("activation", ["relu", "erf"])
+@pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("tiled", [False, True])
-def test_gradients_and_second_gradients(function, activation, tiled, points, request):
+def test_gradients_and_second_gradients(function, activation, residual, tiled, points, request):
     if tiled:
         request.getfixturevalue("tiny_tiles")
     x1 = points(2, 4, 2).requires_grad_()
@@ -147,19 +158,24 @@ def test_gradients_and_second_gradients(function, activation, tiled, points, req
     w = points(2, 3, seed=2).square().add(0.3).requires_grad_()
     b = points(3, seed=3).square().add(0.1).requires_grad_()
 
+    options = {"activation": activation, "residual": residual}
+
     def cross(x1, x2, w, b):
-        return function(x1, x2, w, b, activation=activation)
+        return function(x1, x2, w, b, **options)
 
     def same(x1, w, b):
-        return function(x1, None, w, b, activation=activation)
+        return function(x1, None, w, b, **options)
 
     def pairs(x1, x2, w, b):
-        return function(x1, x2[:4], w, b, activation=activation, diag=True)
+        return function(x1, x2[:4], w, b, diag=True, **options)
 
     with torch.random.fork_rng(devices=[]):  # the checks draw from the global stream
-        assert gradcheck(cross, (x1, x2, w, b), rtol=1e-6, atol=1e-7)
-        assert gradcheck(same, (x1, w, b), rtol=1e-6, atol=1e-7)
-        assert gradcheck(pairs, (x1, x2, w, b), rtol=1e-6, atol=1e-7)
+        for matrix, inputs in (
+            (cross, (x1, x2, w, b)),
+            (same, (x1, w, b)),
+            (pairs, (x1, x2, w, b)),
+        ):
+            assert gradcheck(matrix, inputs, rtol=1e-6, atol=1e-7, fast_mode=residual)
         assert gradgradcheck(cross, (x1, x2, w, b), fast_mode=True)
         assert gradgradcheck(same, (x1, w, b), fast_mode=True)
 
@@ -248,6 +264,40 @@ def test_positive_semidefinite(function, activation, points):
     K = function(points(200, 3), None, *variances_of(STDS), activation=activation)
     values = torch.linalg.eigvalsh(K)
     assert values[0] > -1e-13 * values[-1]
+
+
+@pytest.mark.parametrize("tangent", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
+def test_tanh_in_tiles(tangent, residual, points, monkeypatch):
+    x1, x2 = points(9, 3).requires_grad_(), points(6, 3, seed=1)
+    w, b = (v[:3] for v in variances_of(STDS))
+    function = ntk if tangent else nngp
+
+    def results():
+        K = [function(x1, x, w, b, activation="tanh", residual=residual) for x in (None, x2)]
+        return *K, torch.autograd.grad(sum(k.square().sum() for k in K), x1)[0]
+
+    whole = results()
+    monkeypatch.setattr(torch_tiled, "SMALL", 0)
+    monkeypatch.setattr(torch_tiled, "_TILE_CPU", (4, 7))
+    for one, other in zip(whole, results(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
+    assert torch.equal(whole[0], whole[0].mT)
+    assert torch.linalg.eigvalsh(whole[0]).min() > 0
+    diagonal = function(x1, None, w, b, activation="tanh", residual=residual, diag=True)
+    assert torch.equal(whole[0].diagonal(), diagonal)
+
+
+def test_residual_of_one_block_by_hand(points):
+    """Two steps of the dense network, added."""
+    x = points(4, 3)
+    w, b = variances_of([(1.5, 0.3), (1.1, 0.5), (1.0, 0.0)])
+    first, second = nngp(x, None, w[:1], b[:1]), nngp(x, None, w[:2], b[:2])
+    K, k = first + second, (first + second).diagonal()
+    c = K / (k[:, None] * k).sqrt()
+    angle = torch.arccos(c.clamp(-1, 1))
+    F = (k[:, None] * k).sqrt() * (angle.sin() + (torch.pi - angle) * c) / (2 * torch.pi)
+    torch.testing.assert_close(nngp(x, None, w, b, residual=True), F)
 
 
 def test_one_step_is_linear(points):
