@@ -11,6 +11,7 @@ from probkit.models.nngp_classification import (
     SparseScaleGuide,
 )
 from probkit.models.nngp_ensemble import ScaleMixtureNetwork, WideEnsemble
+from probkit.models.nngp_paths import SamplePaths, sample_paths
 from probkit.models.sbl import EvidenceMaximization, KroneckerSBL, SparseRegression
 from probkit.models.scale_laws import (
     BurrXII,
@@ -42,6 +43,7 @@ __all__ = [
     "LinearGaussian",
     "LogNormal",
     "PointMass",
+    "SamplePaths",
     "ScaleMixture",
     "ScaleMixtureClassifier",
     "ScaleMixtureNNGP",
@@ -54,4 +56,5 @@ __all__ = [
     "StochasticVolatility",
     "SwitchingPrior",
     "WideEnsemble",
+    "sample_paths",
 ]

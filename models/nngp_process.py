@@ -712,19 +712,15 @@ class ScaleMixtureProcess(Model):
 
     def _fitted(self, post: Posterior, rng: Rng | None) -> Fitted:
         """Bring any kind of posterior to hyper-parameters [hyper, 1] and a law [hyper, 1]."""
-        data = post.context.data
-        x, y = data[:2]
-        scaling = self._scaling(x, y)
-        source, scales = post.source, self._scales(data)
+        data, source = post.context.data, post.source
         log_weights = getattr(source, "log_weights", None)
         if isinstance(source, Closed):
             state = source.state
             settings = self._settings(state["hyper"])
             conditioned = Conditioned(state["factor"], state["stats"])
-            column = _flat_column(len(settings.batch_shape))
-            law = D.map_batch(state["law"], column)
+            law = D.map_batch(state["law"], _flat_column(len(settings.batch_shape)))
         else:
-            settings, column = self._settings(None), _flat_column(0)
+            settings = self._settings(None)
             with torch.no_grad():
                 conditioned = self._condition(data, settings)
             if isinstance(source, Draws):
@@ -735,18 +731,31 @@ class ScaleMixtureProcess(Model):
             law = PointMass(variance[:, None], validate_args=False)
             if log_weights is None:
                 log_weights = torch.zeros(len(variance), dtype=variance.dtype)
+        fitted = self._given(data, settings, conditioned)
+        weights = None if log_weights is None else log_weights.flatten()
+        return replace(fitted, law=law, log_weights=weights)
+
+    def _given(self, data: Any, settings: Settings, conditioned: Conditioned) -> Fitted:
+        """Bring hyper-parameters [*batch] to the form that predictions use; sigma^2 has its prior.
+
+        Gradients of hyper-parameters are cut.
+        """
+        x, y = data[:2]
+        scaling, scales = self._scaling(x, y), self._scales(data)
+        column = _flat_column(len(settings.batch_shape))
         with torch.no_grad():
             flat = self._with_own_values(settings).map_batch(column)
             rows = scaling.x(x)
             # The mean function is evaluated with as many leading dims as the predictions have.
             residual = self._residual(flat, rows[None, None] if flat.mean else rows, scaling.y(y))
+            prior = self._law_of(flat).expand(flat.batch_shape + torch.Size(scales))
         return Fitted(
             settings=flat,
             conditioned=conditioned.map_batch(settings.batch_shape, scales, column),
-            law=law,
+            law=prior,
             x=rows,
             residual=residual,
-            log_weights=None if log_weights is None else log_weights.flatten(),
+            log_weights=None,
         )
 
     def _with_own_values(self, settings: Settings) -> Settings:
