@@ -49,6 +49,9 @@ class EM(Sampler):
         accelerate: "squarem" or None. SQUAREM needs parameters that are the model's sites.
         map: Whether ``log_prior`` is part of the objective; None: where the model has it.
 
+    A model that has ``review(posterior)`` is shown the result, so that it can warn of what only it
+    can judge.
+
     Returns (through ``infer``):
         Draws of shape [chain, 1] marked ``attrs["point_estimate"]``: the best restart's parameters
         (those that ``em_values(params)`` returns, where the model has it). ``sample_stats`` hold
@@ -176,6 +179,9 @@ class EM(Sampler):
                 ConvergenceWarning,
                 stacklevel=4,
             )
+        review = getattr(problem.model, "review", None)
+        if callable(review):
+            review(posterior)
         longest = int((~stats["objective_trace"].isnan()).sum(-1).max())
         stats["objective_trace"] = stats["objective_trace"][..., :longest]
         return replace(posterior, sample_stats=stats)

@@ -16,7 +16,7 @@ from probkit.numerics import safe_cholesky
 
 __all__ = ["log_densities", "log_emission", "second_moments", "whitener"]
 
-_ROWS = 2048  # rows of a block of moments: its product with the weights stays in the cache
+_ROWS = 1024  # rows of a block: residuals, and products with weights, stay in the cache
 
 
 def whitener(weights: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,8 +48,13 @@ def log_densities(design: Tensor, weights: Tensor, covariance: Tensor) -> Tensor
     matrix, log_det = whitener(weights, covariance)
     *batch, states, features, width = matrix.shape
     flat = design.reshape(-1, width).to(matrix.dtype)
-    residual = flat @ matrix.reshape(-1, width).mT  # [row, batch * K * D]
-    squares = residual.square().reshape(len(flat), -1, features).sum(-1)
+    rows = matrix.reshape(-1, width).mT.contiguous()
+    squares = torch.cat(
+        [
+            (block @ rows).square().reshape(len(block), -1, features).sum(-1)
+            for block in flat.split(_ROWS)
+        ]
+    )
     constant = log_det.reshape(-1) + 0.5 * features * math.log(2.0 * math.pi)
     result = (-0.5 * squares - constant).reshape(len(flat), -1, states)
     return result.movedim(1, 0).reshape(*batch, *design.shape[:-1], states)
@@ -61,7 +66,7 @@ def log_emission(data: Lagged, weights: Tensor, covariance: Tensor) -> Tensor:
     A step with a missing value or lag has density one: only its plausibility counts.
     """
     densities = log_densities(data.design, weights, covariance)
-    if not bool(data.usable.all()):
+    if not data.complete:
         densities = torch.where(data.usable[..., None], densities, 0.0)
     if data.log_plausibility is None:
         return densities
@@ -81,7 +86,9 @@ def second_moments(data: Lagged, responsibility: Tensor) -> Tensor:
     *batch, n, steps, states = responsibility.shape
     width = data.design.shape[-1]
     rows = data.design.reshape(-1, width)
-    weight = torch.where(data.usable[..., None], responsibility, 0.0)
+    weight = responsibility
+    if not data.complete:
+        weight = torch.where(data.usable[..., None], weight, 0.0)
     weight = weight.reshape(-1, n * steps, states).movedim(0, 1).reshape(n * steps, -1)
     total = rows.new_zeros(width, weight.shape[1] * width)
     for z, w in zip(rows.split(_ROWS), weight.split(_ROWS), strict=True):

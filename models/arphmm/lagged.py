@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,6 +52,16 @@ class Lagged:
     def features(self) -> int:
         """Number of features D."""
         return self.design.shape[-1] - self.regressors
+
+    @functools.cached_property
+    def complete(self) -> bool:
+        """Whether every step of every sequence is usable, padding included."""
+        return bool(self.usable.all())
+
+    @functools.cached_property
+    def ragged(self) -> bool:
+        """Whether lengths differ."""
+        return bool((self.lengths != self.usable.shape[1]).any())
 
 
 def lagged(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Categorical, constraints
 
 from probkit.data import as_tensor
-from probkit.errors import CapabilityError, DataError, ShapeError
+from probkit.errors import CapabilityError, DataError, NumericsWarning, ShapeError
 from probkit.files import storable
 from probkit.inference.message_passing import (
     HMMFilter,
@@ -205,8 +206,21 @@ class ARPHMM(Model):
             start=self.start,
             missing=self.missing == "skip",
         )
+        self._check_varies(rows)
         self._check_labels(rows)
         return rows
+
+    def _check_varies(self, data: Lagged) -> None:
+        """Find features that never change: they carry nothing, and no noise variance fits them."""
+        seen = data.design[data.usable][:, data.regressors :]
+        if len(seen) < 2:
+            return
+        constant = (seen == seen[0]).all(0).nonzero()
+        if len(constant):
+            raise DataError(
+                f"feature {int(constant[0])} is {float(seen[0, int(constant[0])]):.6g} at every "
+                "usable step; drop it"
+            )
 
     def _check_labels(self, data: Lagged) -> None:
         """Find sequences whose labels no path can follow."""
@@ -263,12 +277,11 @@ class ARPHMM(Model):
         probabilities, and the lengths where they differ.
         """
         emission = log_emission(rows, values["weights"], values["covariance"])
-        ragged = bool((rows.lengths != emission.shape[-2]).any())
         return {
             "log_initial": _safe_log(values["initial"]).unsqueeze(-2),
             "log_transition": _safe_log(values["transition"]).unsqueeze(-3),
             "log_emission": emission,
-            "lengths": rows.lengths.expand(emission.shape[:-2]) if ragged else None,
+            "lengths": rows.lengths.expand(emission.shape[:-2]) if rows.ragged else None,
         }
 
     def sequence_log_likelihood(self, values: Values, data: Any) -> Tensor:
@@ -372,6 +385,24 @@ class ARPHMM(Model):
             "weights": weights,
             "covariance": covariance,
         }
+
+    def review(self, posterior: Any) -> None:
+        """Warn of states that EM left with fewer steps than they have regressors and features."""
+        rows: Lagged = posterior.context.data
+        for chain in range(posterior.chains):
+            values = {name: value[chain, 0] for name, value in posterior.draws.items()}
+            gamma = torch.where(rows.usable[..., None], self.smooth(values, rows).smoothed, 0.0)
+            count = gamma.sum((0, 1))
+            needed = rows.regressors + rows.features
+            weak = [k for k in range(self.states) if float(count[k]) < needed]
+            if weak:
+                fate = "the prior decides" if self.prior else "the fit there is not to be trusted"
+                warnings.warn(
+                    f"ARPHMM: states {weak} of chain {chain} explain fewer than {needed} steps "
+                    f"(regressors plus features); {fate}. Use fewer states or more restarts",
+                    NumericsWarning,
+                    stacklevel=5,
+                )
 
     # ------------------------------------------------------------------ Gibbs
 
@@ -567,7 +598,7 @@ class ARPHMM(Model):
             post: A posterior (its draws are filtered side by side), or values [*site].
             history: The ``order`` values before it [lag, feature], oldest first; None for zeros.
         """
-        values = flat_draws(post) if hasattr(post, "draws") else dict(post)
+        values = flat_draws(post) if hasattr(post, "draws") else dict(_point(post))
         like = values["weights"]
         features = like.shape[-2]
         before = like.new_zeros(self.order, features)
@@ -617,36 +648,30 @@ class ARPHMM(Model):
             raise DataError("ARPHMM: expected features=<number> to simulate from the prior")
         root = stream(rng, "prior")
         width = 1 + self.features * (self.order + 1)
-        none = torch.zeros(self.states, width, width, dtype=torch.float64)
-        start = torch.full((self.states,), prior.initial, dtype=torch.float64)
-        steps = prior.concentrations(self.mask, none)
-        draws = []
-        for _ in range(n):
-            weights, covariance = draw_regimes(
-                none, width - self.features, prior, self.cov, rng=root
-            )
-            draws.append(
-                {
-                    "initial": draw_rows(start, rng=root),
-                    "transition": draw_rows(steps, rng=root),
-                    "weights": weights,
-                    "covariance": covariance,
-                }
-            )
-        return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
+        none = torch.zeros(n, self.states, width, width, dtype=torch.float64)
+        start = torch.full((n, self.states), prior.initial, dtype=torch.float64)
+        steps = prior.concentrations(self.mask, none).expand(n, self.states, self.states)
+        weights, covariance = draw_regimes(none, width - self.features, prior, self.cov, rng=root)
+        return {
+            "initial": draw_rows(start, rng=root),
+            "transition": draw_rows(steps, rng=root),
+            "weights": weights,
+            "covariance": covariance,
+        }
 
     def simulate(self, values: Values, x: Any, *, rng: Rng) -> Any:
         """Draw sequences of given lengths at ``values``.
 
         Args:
             values: Values [*site], or [n, *site] for a list of n data sets.
-            x: Numbers of time steps, history included, one for each sequence.
+            x: Numbers of time steps, history included, one for each sequence; or sequences whose
+                lengths are taken.
             rng: Seed or generator.
 
         Returns:
             :class:`Sequences`, whose first ``order`` values are zero; a list for [n, *site].
         """
-        lengths = [int(x)] if isinstance(x, int) else [int(length) for length in x]
+        lengths = _lengths(x)
         if values["initial"].ndim == 1:
             return simulate_sequences(values, lengths, order=self.order, rng=rng)[0]
         root = stream(rng, "simulate")
@@ -659,6 +684,15 @@ class ARPHMM(Model):
             )[0]
             for i in range(len(values["initial"]))
         ]
+
+
+def _lengths(x: Any) -> list[int]:
+    """Numbers of time steps: given as such, or those of sequences."""
+    if isinstance(x, int):
+        return [x]
+    if isinstance(x, list | tuple) and all(isinstance(one, int) for one in x):
+        return list(x)
+    return list((x.sequences if isinstance(x, Lagged) else _as_sequences(x)).lengths)
 
 
 def _as_sequences(data: Any) -> Sequences:
@@ -676,6 +710,8 @@ def _point(values: Any) -> Values:
     """Values of a mapping, or the one draw of a point estimate."""
     draws = getattr(values, "draws", None)
     if draws is None:
+        for name in ("initial", "transition"):
+            _check_stochastic(values[name], name)
         return values
     first: Sequence[int] = next(iter(draws.values())).shape[:2]
     if tuple(first) != (1, 1):
@@ -684,6 +720,17 @@ def _point(values: Any) -> Values:
             "draws; use posterior.predict(..., site='state') to average over draws"
         )
     return {name: draw[0, 0] for name, draw in draws.items()}
+
+
+def _check_stochastic(rows: Tensor, name: str) -> None:
+    """Check probabilities that a user gave."""
+    total = rows.sum(-1)
+    tolerance = 1e3 * torch.finfo(rows.dtype).eps
+    if bool((rows < 0).any() | ((total - 1).abs() > tolerance).any()):
+        raise DataError(
+            f"{name}: expected probabilities >= 0 whose rows sum to one, got rows that sum to "
+            f"{float(total.min()):.6g} to {float(total.max()):.6g}"
+        )
 
 
 def _safe_log(probs: Tensor) -> Tensor:

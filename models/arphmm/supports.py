@@ -12,13 +12,18 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 from torch.distributions.constraints import Constraint
-from torch.distributions.transforms import StickBreakingTransform, Transform
+from torch.distributions.transforms import (
+    IndependentTransform,
+    StickBreakingTransform,
+    Transform,
+)
 
 from probkit.bijections import PositiveDefiniteBijection
 
 __all__ = [
     "Covariance",
     "DiagonalCovariances",
+    "FullCovariances",
     "MaskedSimplexRows",
     "SharedCovariances",
     "covariance_support",
@@ -62,6 +67,17 @@ class DiagonalCovariances(Constraint):
         diagonal = value.diagonal(dim1=-2, dim2=-1)
         zero_elsewhere = (value == torch.diag_embed(diagonal)).flatten(-3).all(-1)
         return zero_elsewhere & (diagonal > 0).flatten(-2).all(-1)
+
+
+class FullCovariances(Constraint):
+    """Stacks of covariance matrices [*, state, D, D]."""
+
+    is_discrete = False
+    event_dim = 3
+
+    def check(self, value: Tensor) -> Tensor:
+        """Tell which stacks [*] fit."""
+        return constraints.positive_definite.check(value).all(-1)
 
 
 class SharedCovariances(Constraint):
@@ -213,6 +229,11 @@ def _rows(constraint: MaskedSimplexRows) -> Transform:
     return _MaskedRows(constraint.mask)
 
 
+@biject_to.register(FullCovariances)
+def _full(constraint: FullCovariances) -> Transform:
+    return IndependentTransform(PositiveDefiniteBijection(), 1)
+
+
 @biject_to.register(SharedCovariances)
 def _shared(constraint: SharedCovariances) -> Transform:
     return _SharedStack(constraint.states)
@@ -226,5 +247,5 @@ def _diagonal(constraint: DiagonalCovariances) -> Transform:
 def covariance_support(kind: Covariance, states: int) -> Constraint:
     """Return the support of covariances [state, D, D] of ``kind``."""
     if kind == "full":
-        return constraints.positive_definite
+        return FullCovariances()
     return SharedCovariances(states) if kind == "shared" else DiagonalCovariances()

@@ -133,30 +133,31 @@ def draw_regimes(
     *,
     rng: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Draw weights [K, D, P] and covariances [K, D, D] from their law given the states.
+    """Draw weights [*batch, K, D, P] and covariances [*batch, K, D, D] given the states.
 
     The law is matrix-normal inverse-Wishart with dof + N_k degrees of freedom, scale
     Psi0 + scatter, mean and precision of :func:`regression`.
 
     Args:
-        moments: Sums of z z^T [K, P + D, P + D].
+        moments: Sums of z z^T [*batch, K, P + D, P + D]; zeros draw from the prior.
         regressors: P.
         prior: The prior.
         kind: Kind of covariance.
         rng: Stream.
     """
     fit = regression(moments, regressors, prior)
-    states, features = fit.scatter.shape[0], fit.scatter.shape[-1]
+    features = fit.scatter.shape[-1]
     scale = prior.matrices(features, regressors, moments)[1]
     dof = prior.degrees(features)
     if kind == "shared":
-        one = _inverse_wishart(dof + fit.steps.sum()[None], scale + fit.scatter.sum(0)[None], rng)
-        covariance = one.expand(states, features, features)
+        steps, scatter = fit.steps.sum(-1, keepdim=True), fit.scatter.sum(-3, keepdim=True)
+        covariance = _inverse_wishart(dof + steps, scale + scatter, rng)
+        covariance = covariance.expand(fit.scatter.shape)
     elif kind == "full":
         covariance = _inverse_wishart(dof + fit.steps, scale + fit.scatter, rng)
     else:
-        shape = 0.5 * (dof - features + 1 + fit.steps)[:, None].expand(states, features)
         rate = 0.5 * (scale + fit.scatter).diagonal(dim1=-2, dim2=-1)
+        shape = 0.5 * (dof - features + 1 + fit.steps)[..., None].expand(rate.shape)
         covariance = torch.diag_embed(rate / torch._standard_gamma(shape.contiguous(), rng))
     left, _ = safe_cholesky(covariance)
     right = torch.linalg.cholesky(fit.precision)
@@ -176,14 +177,13 @@ def draw_rows(concentration: Tensor, *, rng: torch.Generator) -> Tensor:
 
 
 def _inverse_wishart(dof: Tensor, scale: Tensor, rng: torch.Generator) -> Tensor:
-    """Draw S ~ InverseWishart(dof, scale) [K, D, D], by Bartlett's decomposition of its inverse."""
-    count, order = scale.shape[0], scale.shape[-1]
+    """Draw S ~ InverseWishart(dof, scale) [*, D, D], by Bartlett's decomposition of its inverse."""
+    order = scale.shape[-1]
     index = torch.arange(order, dtype=scale.dtype, device=scale.device)
-    shape = 0.5 * (dof[:, None] - index)
+    shape = 0.5 * (dof[..., None] - index)
     diagonal = (2.0 * torch._standard_gamma(shape.contiguous(), rng)).sqrt()
-    lower = torch.randn(
-        count, order, order, generator=rng, dtype=scale.dtype, device=scale.device
-    ).tril(-1) + torch.diag_embed(diagonal)
+    noise = torch.randn(scale.shape, generator=rng, dtype=scale.dtype, device=scale.device)
+    lower = noise.tril(-1) + torch.diag_embed(diagonal)
     root = torch.linalg.cholesky(scale)
     # S = root lower^-T lower^-1 root^T
     half = torch.linalg.solve_triangular(lower, root.mT.contiguous(), upper=False)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from probkit import infer
-from probkit.errors import DataError, ShapeError
+from probkit.errors import DataError, NumericsWarning, ShapeError
 from probkit.inference import EM
 from probkit.models.arphmm import ARPHMM, Sequences, SwitchingPrior, plausibility
 
@@ -109,6 +109,12 @@ def test_is_refused_at_once(make, error, text):
             "labels of sequence 0: no path of allowed transitions reaches time 3",
         ),
         (
+            ARPHMM(2, 0),
+            Sequences([torch.ones(5)]),
+            DataError,
+            "feature 0 is 1 at every usable step",
+        ),
+        (
             ARPHMM(2, 1, prior=SwitchingPrior(scale=torch.eye(3))),
             Sequences([Y]),
             ShapeError,
@@ -126,3 +132,20 @@ def test_is_refused_at_once(make, error, text):
 def test_is_refused_before_any_work(model, data, error, text):
     with pytest.raises(error, match=text):
         infer(model, data, EM(max_iter=2), rng=0)
+
+
+def test_probabilities_that_do_not_add_up(tiny):
+    values, data, _ = tiny
+    wrong = {**values, "transition": values["transition"] * 0.9}
+    with pytest.raises(DataError, match="transition: expected probabilities >= 0 whose rows sum"):
+        ARPHMM(2, 1).smooth(wrong, data)
+    wrong = {**values, "initial": torch.tensor([1.2, -0.2], dtype=torch.float64)}
+    with pytest.raises(DataError, match="initial: expected probabilities"):
+        ARPHMM(2, 1).filter_start(wrong)
+
+
+def test_states_that_explain_next_to_nothing_are_reported():
+    rng = torch.Generator().manual_seed(0)
+    y = torch.randn(12, 1, generator=rng, dtype=torch.float64)
+    with pytest.warns(NumericsWarning, match="explain fewer than 3 steps"):
+        infer(ARPHMM(5, 1, prior=SwitchingPrior(scale=1.0)), y, EM(), rng=0)

@@ -157,7 +157,7 @@ def test_relabelling_needs_exchangeable_states():
 def test_without_a_prior_there_is_no_posterior():
     model = ARPHMM(2, 1, prior=None)
     with pytest.raises(CapabilityError, match="has no prior"):
-        infer(model, torch.zeros(20), Gibbs(draws=1), rng=0)
+        infer(model, torch.arange(20.0), Gibbs(draws=1), rng=0)
     with pytest.raises(CapabilityError, match="has no prior"):
         infer(model, torch.randn(20, generator=torch.Generator().manual_seed(0)), NUTS(1), rng=0)
 

@@ -1,0 +1,1 @@
+"""Switching autoregressions and remaining useful life, beside their peers."""
