@@ -251,7 +251,7 @@ class SparseModel(Model):
         dims = tuple(f"problem_{i}" for i in range(len(lead)))
         names = zip(self._mode_names("weight_var"), self._mode_names("weight"), strict=True)
         sites = {
-            name: Site((*lead, size), constraints.positive, (*dims, dim))
+            name: Site((*lead, size), constraints.nonnegative, (*dims, dim))
             for (name, dim), size in zip(names, self.sizes, strict=True)
         }
         if self.noise_var is None:

@@ -98,10 +98,10 @@ class EvidenceMaximization(Sampler):
 
     Example:
         >>> EvidenceMaximization(starts=3).max_iter
-        150
+        500
     """
 
-    max_iter: int = 150
+    max_iter: int = 500
     tolerance: float = 1e-4
     starts: int = 1
     prune: float | str | None = "auto"
@@ -248,7 +248,7 @@ class EvidenceMaximization(Sampler):
         pruned = prune(old, threshold if late and threshold else 0.0)
         noise = state["noise_var"][rows]
         reduction = reduce(pruned)
-        moments = sparse.moments(rows, pruned, noise)
+        moments = sparse.moments(rows, pruned, noise, draft=True)
         new = reduction.spread(_maximised(sparse, stage, moments, pruned, reduction))
         state["evidence"] = state["evidence"].index_copy(0, rows, moments.log_evidence)
         state["best"] = _better(state["best"], rows, moments.log_evidence, pruned)
@@ -481,8 +481,8 @@ def _warn_of_collapse(sparse: SparseProblem, freedom: Tensor, noise_var: Tensor)
     if bool(bad.any()):
         warnings.warn(
             f"the learned noise variance collapsed in {int(bad.sum())} of {len(bad)} problems: the "
-            f"weights use {float(used[bad].max()):.0f} of {float(size.max()):.0f} degrees of freedom, so "
-            "noise and weights cannot be told apart. Give noise_var, raise noise_floor, add "
+            f"weights use {float(used[bad].max()):.0f} of {float(size.max()):.0f} degrees of "
+            "freedom, and cannot be told from noise. Give noise_var, raise noise_floor, add "
             "snapshots, or use update='em' with prune='auto'",
             NumericsWarning,
             stacklevel=6,

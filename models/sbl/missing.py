@@ -23,8 +23,11 @@ __all__ = ["MaskedCovariance", "conjugate_gradients", "lanczos_log_det", "masked
 PROBES = 32
 """Random probes of each estimate."""
 
+DRAFT_PROBES = 8
+"""Probes while a fit is under way."""
+
 _SEED = 20240229
-_LANCZOS = 60
+_LANCZOS = 40
 
 Operator = Callable[[Tensor], Tensor]
 
@@ -133,10 +136,14 @@ class MaskedCovariance:
         solved = turned / self.spectrum.values.unsqueeze(-self.modes - 1)
         return mode_products(solved, self._turns)
 
-    def solve(self, data: Tensor) -> Tensor:
+    def solve(self, data: Tensor, *, tolerance: float = 1e-10) -> Tensor:
         """C_oo^{-1} data; ``data`` is zero where nothing was observed."""
         return conjugate_gradients(
-            self.apply, data, lambda rest: self.mask * self.full_inverse(rest), dims=self.modes
+            self.apply,
+            data,
+            lambda rest: self.mask * self.full_inverse(rest),
+            dims=self.modes,
+            tolerance=tolerance,
         )
 
     def log_det(self, probes: int = PROBES) -> Tensor:
@@ -183,20 +190,24 @@ def lanczos_log_det(apply: Operator, start: Tensor, *, dims: int, steps: int = _
     flat = start.reshape(*lead, -1)
     norm = abs_square(flat).sum(-1).sqrt()
     safe = torch.where(norm > 0, norm, 1.0)
-    basis = [flat / safe.unsqueeze(-1)]
-    diagonal, beside = [], []
-    for step in range(min(steps, int(flat.shape[-1]))):
-        image = apply(basis[-1].reshape(shape)).reshape(*lead, -1)
-        diagonal.append((basis[-1].conj() * image).sum(-1).real)
-        known = torch.stack(basis, -1)
+    steps = min(steps, int(flat.shape[-1]))
+    basis = flat.new_zeros(*lead, steps, flat.shape[-1])
+    basis[..., 0, :] = flat / safe.unsqueeze(-1)
+    diagonal: list[Tensor] = []
+    beside: list[Tensor] = []
+    for step in range(steps):
+        newest = basis[..., step, :]
+        image = apply(newest.reshape(shape)).reshape(*lead, -1)
+        diagonal.append((newest.conj() * image).sum(-1).real)
+        known = basis[..., : step + 1, :]
         for _ in range(2):  # twice is enough
-            overlap = (known.mH @ image.unsqueeze(-1)).squeeze(-1)
-            image = image - (known @ overlap.unsqueeze(-1)).squeeze(-1)
+            overlap = known.conj() @ image.unsqueeze(-1)
+            image = image - (known.mT @ overlap).squeeze(-1)
         length = abs_square(image).sum(-1).sqrt()
         if step + 1 == steps or bool((length < 1e-10 * diagonal[0].abs()).all()):
             break
         beside.append(length)
-        basis.append(image / torch.where(length > 0, length, 1.0).unsqueeze(-1))
+        basis[..., step + 1, :] = image / torch.where(length > 0, length, 1.0).unsqueeze(-1)
     small = torch.diag_embed(torch.stack(diagonal[: len(beside) + 1], -1))
     if beside:
         off = torch.diag_embed(torch.stack(beside, -1), offset=1)
@@ -214,6 +225,7 @@ def masked_moments(
     observed: Tensor,
     *,
     probes: int = PROBES,
+    draft: bool = False,
 ) -> Moments:
     """Posterior moments when only the entries with ``observed`` = 1 were seen.
 
@@ -228,17 +240,21 @@ def masked_moments(
         y: [*batch, snapshot, M_1, ..., M_I]; what is not observed is ignored.
         observed: 1.0 where y is seen, [*batch, M_1, ..., M_I].
         probes: Random probes of each estimate.
+        draft: For the steps of a fit: fewer probes, looser solves, and no evidence (NaN).
     """
     modes = len(factors)
+    probes = DRAFT_PROBES if draft else probes
     dims = tuple(range(-modes, 0))
     system = MaskedCovariance(factors, variances, noise_var, observed)
     seen = system.mask * y
-    solved = system.solve(seen)
+    solved = system.solve(seen, tolerance=1e-6 if draft else 1e-10)
     projection = system.back(solved)
     prior = outer(variances)
     root = prior.sqrt().unsqueeze(-modes - 1)
     signs = _signs((probes, *prior.shape[-modes:]), prior).to(y.dtype)
-    image = root * system.back(system.solve(system.forward(root * signs)))
+    image = root * system.back(
+        system.solve(system.forward(root * signs), tolerance=1e-3 if draft else 1e-6)
+    )
     shrink = (signs * image).mean(-modes - 1)
     shrink = (shrink.real if shrink.is_complex() else shrink).clamp(0, 1)
     active = prior > 0
@@ -248,9 +264,8 @@ def masked_moments(
     quadratic = (seen.conj() * solved).sum((*dims, -modes - 1)).real
     missing = observed.shape[-modes:].numel() - counts
     size = observed.shape[-modes:].numel()
-    evidence = gaussian_log_evidence(
-        system.log_det(probes), quadratic, size, snapshots, is_complex=y.is_complex()
-    )
+    log_det = torch.full_like(counts, torch.nan) if draft else system.log_det(probes)
+    evidence = gaussian_log_evidence(log_det, quadratic, size, snapshots, is_complex=y.is_complex())
     # The unit factors (2 pi or pi) of entries that were not seen do not belong to the density.
     nothing = torch.zeros_like(quadratic)
     unit = gaussian_log_evidence(nothing, nothing, 1, snapshots, is_complex=y.is_complex())

@@ -23,13 +23,15 @@ def moments_of(
     noise_var: Tensor,
     y: Tensor,
     observed: Tensor | None = None,
+    draft: bool = False,
 ) -> Moments:
     """The E-step: a Cholesky factor with one mode, spectra of the factors with several.
 
-    With ``observed`` [*batch, M_1, ..., M_I], 1.0 where y is seen, conjugate gradients.
+    With ``observed`` [*batch, M_1, ..., M_I], 1.0 where y is seen, conjugate gradients; ``draft``
+    is for the steps of a fit, whose estimates may be rough.
     """
     if observed is not None:
-        return masked_moments(factors, variances, noise_var, y, observed)
+        return masked_moments(factors, variances, noise_var, y, observed, draft=draft)
     if len(factors) == 1:
         return dense_moments(factors[0], variances[0], noise_var, y)
     return kronecker_moments(kronecker_spectrum(factors, variances, noise_var), variances, y)
@@ -100,13 +102,20 @@ class SparseProblem:
         index = self._problems(rows)
         return [f if f.ndim == 2 else f[index] for f in self.factors], self.y[index]
 
-    def moments(self, rows: Tensor, variances: Sequence[Tensor], noise_var: Tensor) -> Moments:
+    def moments(
+        self,
+        rows: Tensor,
+        variances: Sequence[Tensor],
+        noise_var: Tensor,
+        *,
+        draft: bool = False,
+    ) -> Moments:
         """E-step of some rows on the columns that any of them uses."""
         factors, y = self.rows(rows)
         reduction = reduce(variances)
         observed = None if self.observed is None else self.observed[self._problems(rows)]
         small = reduction.columns(factors)
-        return moments_of(small, reduction.columns(variances), noise_var, y, observed)
+        return moments_of(small, reduction.columns(variances), noise_var, y, observed, draft)
 
     def live_columns(self) -> list[Tensor]:
         """1.0 for the columns of each H_i that are not zero, [N_i] or [problem, N_i]."""
