@@ -35,7 +35,7 @@ from probkit.models.arphmm.rul.failure import (
     require_failure,
     simulate_life,
 )
-from probkit.models.arphmm.sequences import Sequences
+from probkit.models.arphmm.sequences import Sequences, as_sequences
 from probkit.models.arphmm.simulation import simulate_sequences
 from probkit.models.arphmm.starts import start_responsibilities
 from probkit.models.arphmm.streaming import FilterState, advance, begin
@@ -193,7 +193,7 @@ class ARPHMM(Model):
         """
         if isinstance(data, Lagged):
             return data
-        sequences = _as_sequences(data)
+        sequences = as_sequences(data)
         if self.features not in (None, sequences.features):
             raise ShapeError(
                 f"ARPHMM(features={self.features}): expected that many features, got "
@@ -692,18 +692,7 @@ def _lengths(x: Any) -> list[int]:
         return [x]
     if isinstance(x, list | tuple) and all(isinstance(one, int) for one in x):
         return list(x)
-    return list((x.sequences if isinstance(x, Lagged) else _as_sequences(x)).lengths)
-
-
-def _as_sequences(data: Any) -> Sequences:
-    """Take one array, or a list of them, as sequences."""
-    if isinstance(data, Sequences):
-        return data
-    if isinstance(data, list | tuple) and len(data) and not isinstance(data[0], int | float):
-        return Sequences(tuple(data))
-    if isinstance(data, list | tuple) and len(data) == 0:
-        return Sequences(())
-    return Sequences((as_tensor(data, name="y"),))
+    return list((x.sequences if isinstance(x, Lagged) else as_sequences(x)).lengths)
 
 
 def _point(values: Any) -> Values:

@@ -80,14 +80,15 @@ class SwitchingPrior:
         """Return a prior whose scale is a share of the noise of one autoregression of all data.
 
         Args:
-            data: :class:`Sequences`.
+            data: :class:`Sequences`, one array, or a list of arrays.
             order: Lag order of the autoregression.
             share: Share of its residual variances that Psi0 takes on its diagonal.
             others: Further fields of the prior.
         """
         from probkit.models.arphmm.lagged import lagged
+        from probkit.models.arphmm.sequences import as_sequences
 
-        rows = lagged(data, order=order, states=None)
+        rows = lagged(as_sequences(data), order=order, states=None)
         used = rows.design[rows.usable]
         x, y = used[:, : rows.regressors], used[:, rows.regressors :]
         residual = y - x @ torch.linalg.lstsq(x, y).solution

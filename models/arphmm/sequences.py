@@ -13,7 +13,7 @@ from probkit.data import as_tensor
 from probkit.errors import DataError, ShapeError
 from probkit.files import storable
 
-__all__ = ["Sequences"]
+__all__ = ["Sequences", "as_sequences"]
 
 
 @storable
@@ -183,3 +183,14 @@ def _plausibilities(value: Any, *, like: Tensor, n: int) -> Tensor:
             "where nothing is known"
         )
     return found
+
+
+def as_sequences(data: Any) -> Sequences:
+    """Take one array, or a list of them, as sequences."""
+    if isinstance(data, Sequences):
+        return data
+    if isinstance(data, list | tuple) and len(data) and not isinstance(data[0], int | float):
+        return Sequences(tuple(data))
+    if isinstance(data, list | tuple) and len(data) == 0:
+        return Sequences(())
+    return Sequences((as_tensor(data, name="y"),))

@@ -8,10 +8,12 @@ from probkit.models.arphmm.rul.failure import Failure, phase_type_life, simulate
 from probkit.models.arphmm.rul.health import HealthIndicator
 from probkit.models.arphmm.rul.metrics import coverage_by_band, life_scores, phm08_score
 from probkit.models.arphmm.rul.regression import LifeRegression, TrailingFeatures
+from probkit.models.arphmm.rul.simulator import Degradation, simulate_degradation
 
 __all__ = [
     "CalibratedLife",
     "ConformalLife",
+    "Degradation",
     "Failure",
     "HealthIndicator",
     "LifeRegression",
@@ -22,5 +24,6 @@ __all__ = [
     "phase_type_life",
     "phm08_score",
     "plan_maintenance",
+    "simulate_degradation",
     "simulate_life",
 ]

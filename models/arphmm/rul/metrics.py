@@ -74,11 +74,12 @@ def coverage_by_band(
     """
     if not 0 < level < 1:
         raise DataError(f"level: expected a number in (0, 1), got {level}")
+    edges = [float(edge) for edge in edges]
     life = as_tensor(truth, name="truth").double()
     low, middle, high = predicted.quantile([0.5 - level / 2, 0.5, 0.5 + level / 2])
     frame = pd.DataFrame(
         {
-            "band": pd.cut(life.numpy(), list(edges), right=False).astype(str),
+            "band": pd.cut(life.numpy(), edges, right=False).astype(str),
             "units": 1,
             "covered": ((low <= life) & (life <= high)).double().numpy(),
             "width": (high - low).double().numpy(),

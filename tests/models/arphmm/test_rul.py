@@ -25,6 +25,7 @@ from probkit.models.arphmm.rul import (
     phase_type_life,
     phm08_score,
     plan_maintenance,
+    simulate_degradation,
     simulate_life,
 )
 from probkit.models.arphmm.rul.metrics import crps
@@ -266,6 +267,7 @@ class TestScores:
     def test_coverage_by_band(self):
         law = Empirical(torch.linspace(0, 100, 101).double()[:, None].expand(101, 3))
         table = coverage_by_band(law, [3.0, 50.0, 97.0], edges=(0, 40, 80, 120))
+        assert table.index.tolist() == ["[0.0, 40.0)", "[40.0, 80.0)", "[80.0, 120.0)", "all"]
         assert table["covered"].tolist() == [0.0, 1.0, 0.0, pytest.approx(1 / 3)]
         assert table["width"].tolist() == pytest.approx([90.0] * 4)
         assert table["error"].tolist()[:3] == pytest.approx([47.0, 0.0, -47.0])
@@ -277,6 +279,16 @@ class TestScores:
         pdf, cdf = stats.norm.pdf(z), stats.norm.cdf(z)
         exact = 2.0 * (z * (2 * cdf - 1) + 2 * pdf - 1 / math.sqrt(math.pi))
         assert float(crps(law, [2.5], levels=4000)) == pytest.approx(exact, abs=2e-3)
+
+
+def test_simulated_units_wear_out_in_order():
+    found = simulate_degradation(5, sensors=3, rng=0)
+    for sensors, lives, stages, health in zip(*found, strict=True):
+        assert sensors.shape == (len(lives), 3) and float(lives[-1]) == 0.0
+        assert bool((stages.diff() >= 0).all()) and float(health[-1]) <= 0.1
+        assert bool((sensors[:, 2] == sensors[0, 2]).all())
+    with pytest.raises(DataError, match="units >= 1 and sensors >= 2"):
+        simulate_degradation(0, rng=0)
 
 
 class TestMaintenance:
