@@ -40,6 +40,7 @@ class ChainState:
         moments: Moments of the current window.
         path: Search for the path length; None where it is fixed or there is none.
         divergences: Divergent transitions after warm-up, over all chains.
+        engine: "eager", "compiled", or "compiling" before the first transition.
     """
 
     draw: int
@@ -50,6 +51,7 @@ class ChainState:
     moments: Moments
     path: PathLength | None = None
     divergences: int = 0
+    engine: str = "eager"
 
     def tree(self) -> Tree:
         """Return the state as nested dicts of tensors and scalars."""
@@ -62,6 +64,7 @@ class ChainState:
             "moments": self.moments._asdict(),
             "path": None if self.path is None else self.path._asdict(),
             "divergences": self.divergences,
+            "engine": self.engine,
         }
 
     @staticmethod

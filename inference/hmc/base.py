@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +15,7 @@ from torch import Tensor
 from probkit.errors import CapabilityError, DataError
 from probkit.inference.hmc.adaptation import ChainState, adapt
 from probkit.inference.hmc.checks import check_run
+from probkit.inference.hmc.engine import Engine, engine_of
 from probkit.inference.hmc.leapfrog import Point
 from probkit.inference.hmc.metric import Metric, check_inverse_mass
 from probkit.inference.hmc.moments import Moments
@@ -28,6 +32,9 @@ from probkit.tree import Tree
 from probkit.unconstrained import Unconstrained
 
 __all__ = ["HamiltonianSampler"]
+
+_LOG = logging.getLogger("probkit")
+_LONG_RUN = 10_000  # Transitions from which "auto" compiles.
 
 _Rngs = Sequence[torch.Generator]
 
@@ -46,6 +53,7 @@ class HamiltonianSampler(Sampler):
     start: Start | Posterior | None = None
     chunk: int = 10
     block: int | None = None
+    compile: bool | Literal["auto"] = "auto"
 
     needs = ("sites", "log_joint")
 
@@ -62,6 +70,8 @@ class HamiltonianSampler(Sampler):
             raise DataError(f"{name}: expected step_size > 0, got {self.step_size}")
         if self.block is not None and self.block < 1:
             raise DataError(f"{name}: expected block >= 1 or None, got {self.block}")
+        if self.compile not in (True, False, "auto"):
+            raise DataError(f"{name}: expected compile True, False or 'auto', got {self.compile!r}")
         if isinstance(self.start, Posterior):
             object.__setattr__(self, "start", Start.of(self.start, dense=self.dense))
 
@@ -75,13 +85,21 @@ class HamiltonianSampler(Sampler):
     @abstractmethod
     def _transition(
         self,
-        potential: Potential,
+        engine: Engine,
         metric: Metric,
         state: ChainState,
         momentum: Tensor,
         uniforms: Tensor,
     ) -> tuple[Transition, PathLength | None]:
         """Return the next points [chain], their statistics, and what was learned of the path."""
+
+    @abstractmethod
+    def _compiled(self, potential: Potential, position: Tensor) -> Any:
+        """Return what transitions use in place of the potential, made of compiled programs."""
+
+    @abstractmethod
+    def _agrees(self, potential: Potential, tools: Any, run: ChainState) -> bool:
+        """Tell whether compiled tools repeat the eager numbers where the chains are."""
 
     def _first_path(self, position: Tensor, step: Tensor, scaled: bool) -> PathLength | None:
         """Return the state of the search for the path length, where there is one."""
@@ -91,7 +109,14 @@ class HamiltonianSampler(Sampler):
 
     def total(self) -> int:
         """Number of steps."""
-        return -(-(self.warmup + self.draws) // self.chunk)
+        return -(-(self.warmup + self.draws) // self.chunk) + self._compiles
+
+    @property
+    def _compiles(self) -> bool:
+        """Whether transitions shall be compiled."""
+        return self.compile is True or (
+            self.compile == "auto" and self.warmup + self.draws >= _LONG_RUN
+        )
 
     def init(self, problem: Problem, *, rngs: _Rngs) -> Tree:
         """Find starting points and first step sizes."""
@@ -127,6 +152,7 @@ class HamiltonianSampler(Sampler):
             averaging=DualAveraging.start(step),
             moments=Moments.empty(position, self.dense),
             path=self._first_path(position, step, scaled),
+            engine="compiling" if self._compiles else "eager",
         )
 
     def _first_inverse_mass(self, size: int) -> Tensor | None:
@@ -137,11 +163,15 @@ class HamiltonianSampler(Sampler):
 
     def step(self, problem: Problem, state: Tree, *, rngs: _Rngs) -> Step:
         """Make ``chunk`` transitions of every chain."""
+        run = ChainState.of(state)
+        if run.engine == "compiling":
+            # A step of its own, so that the progress line can say what takes so long.
+            return Step(replace(run, engine="compiled").tree(), False, None, {"compiling": 1.0})
         with scope(quiet=True):
-            return self._advance(problem, ChainState.of(state), rngs)
+            return self._advance(problem, run, rngs)
 
     def _advance(self, problem: Problem, run: ChainState, rngs: _Rngs) -> Step:
-        potential = Potential(problem.model, problem.data)
+        engine = self._engine(problem, run)
         total = self.warmup + self.draws
         count = min(self.chunk, total - run.draw)
         momenta, uniforms = self._random(run.point.position, rngs, count)
@@ -149,8 +179,8 @@ class HamiltonianSampler(Sampler):
         positions: list[Tensor] = []
         stats: list[dict[str, Tensor]] = []
         for number in range(count):
-            transition, path = self._transition(
-                potential, metric, run, momenta[:, number], uniforms[:, number]
+            transition, path = self._attempt(
+                engine, metric, run, momenta[:, number], uniforms[:, number]
             )
             run = replace(run, draw=run.draw + 1, point=transition.point, path=path)
             if run.draw <= self.warmup:
@@ -158,7 +188,7 @@ class HamiltonianSampler(Sampler):
                 run = adapt(
                     run,
                     transition.stats["acceptance_rate"],
-                    potential,
+                    engine.potential,
                     target=self.accept,
                     warmup=self.warmup,
                     adapt_mass=self.adapt_mass,
@@ -167,16 +197,47 @@ class HamiltonianSampler(Sampler):
                 if run.inverse_mass is not mass:
                     metric = Metric(run.inverse_mass)
             else:
-                new = int(transition.stats["diverging"].sum())
-                run = replace(run, divergences=run.divergences + new)
                 positions.append(transition.point.position)
                 stats.append(transition.stats)
+        new = int(torch.stack([s["diverging"] for s in stats]).sum()) if stats else 0
+        run = replace(
+            run,
+            divergences=run.divergences + new,
+            engine="eager" if engine.tools is None else "compiled",
+        )
         info = {
             "accept": float(transition.stats["acceptance_rate"].mean()),
             "step_size": float(run.step.median()),
             "divergences": float(run.divergences),
         }
         return Step(run.tree(), run.draw >= total, _kept(positions, stats), info)
+
+    def _engine(self, problem: Problem, run: ChainState) -> Engine:
+        """Return what evaluates the transitions."""
+        position = run.point.position
+        build = None
+        if run.engine == "compiled":
+            build = functools.partial(self._compiled, position=position)
+        kind = f"{type(self).__name__} {run.inverse_mass.ndim}"
+        agrees = functools.partial(self._agrees, run=run)
+        return engine_of(problem, kind, position, build, agrees)
+
+    def _attempt(
+        self,
+        engine: Engine,
+        metric: Metric,
+        run: ChainState,
+        momentum: Tensor,
+        uniforms: Tensor,
+    ) -> tuple[Transition, PathLength | None]:
+        """Make a transition; where compiled programs fail, eagerly from there on."""
+        if engine.tools is not None:
+            try:
+                return self._transition(engine, metric, run, momentum, uniforms)
+            except Exception as error:
+                _LOG.info("a compiled transition failed (%s): the run goes on eagerly", error)
+                engine.tools = None
+        return self._transition(engine, metric, run, momentum, uniforms)
 
     def _random(self, position: Tensor, rngs: _Rngs, count: int) -> tuple[Tensor, Tensor]:
         """Draw momenta [chain, count, D] and uniforms [chain, count, number] from each stream."""
@@ -192,7 +253,10 @@ class HamiltonianSampler(Sampler):
         """Map the kept positions to site values."""
         free = Unconstrained(problem.model.sites(problem.data))
         return make_posterior(
-            problem, Draws(free.values(kept["flat"])), sample_stats=dict(kept["stats"])
+            problem,
+            Draws(free.values(kept["flat"])),
+            sample_stats=dict(kept["stats"]),
+            attrs={"engine": state["engine"]},
         )
 
     def conclude(self, problem: Problem, posterior: Posterior) -> Posterior:

@@ -10,13 +10,16 @@ from torch import Tensor
 
 from probkit.errors import DataError
 from probkit.files import storable
+from probkit.inference.hmc import proposal
 from probkit.inference.hmc.adaptation import ChainState
 from probkit.inference.hmc.base import HamiltonianSampler
-from probkit.inference.hmc.leapfrog import Phase, kinetic, trajectory
+from probkit.inference.hmc.engine import Engine, close, make_pieces
+from probkit.inference.hmc.leapfrog import Phase, trajectory
 from probkit.inference.hmc.metric import Metric
 from probkit.inference.hmc.path import PathLength, halton
 from probkit.inference.hmc.potential import Potential
-from probkit.inference.hmc.tree import MAX_ENERGY_ERROR, Transition
+from probkit.inference.hmc.proposal import BlockedPath, settle
+from probkit.inference.hmc.tree import Transition
 
 __all__ = ["HMC"]
 
@@ -89,7 +92,7 @@ class HMC(HamiltonianSampler):
 
     def _transition(
         self,
-        potential: Potential,
+        engine: Engine,
         metric: Metric,
         state: ChainState,
         momentum: Tensor,
@@ -99,26 +102,41 @@ class HMC(HamiltonianSampler):
         length = self.length if state.path is None else math.exp(state.path.log_length)
         assert length is not None
         steps = math.ceil(min(jitter * length / float(state.step.median()), self.max_steps))
-        start = state.point
-        start_energy = start.energy + kinetic(momentum)
-        end = trajectory(potential, metric, Phase(start, momentum), state.step[:, None], steps)
-        error = end.point.energy + kinetic(end.momentum) - start_energy
-        diverging = ~(error <= MAX_ENERGY_ERROR)
-        error = error.masked_fill(diverging, torch.inf)
-        acceptance = error.clamp(min=0.0).neg().exp()
-        take = uniforms[:, 0] < acceptance
-        point = end.point.where(take, start)
+        start, step = Phase(state.point, momentum), state.step
+        if engine.tools is not None:
+            end, settled = engine.tools.propose(metric, start, step, steps, uniforms[:, 0])
+        else:
+            end = trajectory(engine.potential, metric, start, step[:, None], steps)
+            settled = settle(start, end, uniforms[:, 0])
         stats = {
-            "lp": -point.energy,
-            "acceptance_rate": acceptance,
-            "step_size": state.step,
-            "n_steps": torch.full_like(diverging, steps, dtype=torch.int64),
-            "energy": start_energy + torch.where(take, error, 0.0),
-            "energy_error": error,
-            "diverging": diverging,
+            "lp": -settled.point.energy,
+            "acceptance_rate": settled.acceptance,
+            "step_size": step,
+            "n_steps": torch.full_like(settled.diverging, steps, dtype=torch.int64),
+            "energy": settled.energy,
+            "energy_error": settled.error,
+            "diverging": settled.diverging,
         }
         path = state.path
         warming = self.length is None and state.draw < self.warmup
         if path is not None and warming:
-            path = path.update(metric, start.position, end, acceptance, jitter)
-        return Transition(point, stats), path
+            path = path.update(metric, start.point.position, end, settled.acceptance, jitter)
+        return Transition(settled.point, stats), path
+
+    def _compiled(self, potential: Potential, position: Tensor) -> BlockedPath:
+        return BlockedPath(make_pieces(potential, proposal.pieces, position))
+
+    def _agrees(self, potential: Potential, tools: BlockedPath, run: ChainState) -> bool:
+        """Take one path of five steps both ways."""
+        metric, start = (
+            Metric(run.inverse_mass),
+            Phase(run.point, torch.ones_like(run.point.position)),
+        )
+        half = torch.full_like(run.step, 0.5)
+        end = trajectory(potential, metric, start, run.step[:, None], 5)
+        settled = settle(start, end, half)
+        other_end, other = tools.propose(metric, start, run.step, 5, half)
+        return close(
+            [*end.point, end.momentum, *settled.point, *settled[1:]],
+            [*other_end.point, other_end.momentum, *other.point, *other[1:]],
+        )

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from probkit.errors import DataError
 from probkit.files import storable
+from probkit.inference.hmc import lockstep
 from probkit.inference.hmc.adaptation import ChainState
 from probkit.inference.hmc.base import HamiltonianSampler
+from probkit.inference.hmc.engine import Engine, close, make_pieces
+from probkit.inference.hmc.lockstep import LockstepTree
 from probkit.inference.hmc.metric import Metric
 from probkit.inference.hmc.path import PathLength
 from probkit.inference.hmc.potential import Potential
@@ -19,6 +24,7 @@ from probkit.inference.hmc.windows import windows_of
 __all__ = ["NUTS"]
 
 _EARLY_DEPTH = 6
+_PROBE_DEPTH = 4
 
 
 @storable
@@ -76,12 +82,17 @@ class NUTS(HamiltonianSampler):
             raise DataError(f"NUTS: expected max_depth from 1 to 15, got {self.max_depth}")
 
     @property
+    def _compiles(self) -> bool:
+        # The trunk of a compiled tree holds two doublings.
+        return super()._compiles and self.max_depth >= 2
+
+    @property
     def _uniforms(self) -> int:
         return uniforms_needed(self.max_depth)
 
     def _transition(
         self,
-        potential: Potential,
+        engine: Engine,
         metric: Metric,
         state: ChainState,
         momentum: Tensor,
@@ -89,7 +100,20 @@ class NUTS(HamiltonianSampler):
     ) -> tuple[Transition, PathLength | None]:
         early = self.adapt_mass and windows_of(self.warmup).is_early(state.draw + 1)
         depth = min(self.max_depth, _EARLY_DEPTH) if early else self.max_depth
-        transition = draw_tree(
-            potential, metric, state.point, momentum, state.step, uniforms, depth
-        )
-        return transition, None
+        if engine.tools is not None:
+            draw = engine.tools.draw
+        else:
+            draw = functools.partial(draw_tree, engine.potential)
+        return draw(metric, state.point, momentum, state.step, uniforms, depth), None
+
+    def _compiled(self, potential: Potential, position: Tensor) -> LockstepTree:
+        return LockstepTree(make_pieces(potential, lockstep.pieces, position))
+
+    def _agrees(self, potential: Potential, tools: LockstepTree, run: ChainState) -> bool:
+        """Draw one tree of three or four doublings both ways."""
+        point = run.point
+        uniforms = point.position.new_full((len(run.step), uniforms_needed(_PROBE_DEPTH)), 0.3)
+        momentum = torch.ones_like(point.position)
+        rest = (Metric(run.inverse_mass), point, momentum, run.step, uniforms, _PROBE_DEPTH)
+        one, other = draw_tree(potential, *rest), tools.draw(*rest)
+        return close([*one.point, *one.stats.values()], [*other.point, *other.stats.values()])

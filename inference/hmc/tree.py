@@ -1,7 +1,7 @@
 """The trajectory tree of NUTS, doubled for all chains together and without recursion.
 
 All chains that still grow double at the same time, so depth and leaf number are plain integers; a
-chain that has ended leaves the batch. A subtree is built from aligned blocks of up to eight leaves;
+chain that has ended leaves the batch. A subtree is built from aligned blocks of up to four leaves;
 blocks are joined as the carries of a binary counter, which repeats exactly the joins of a recursive
 tree.
 
@@ -21,10 +21,11 @@ from probkit.inference.hmc.metric import Metric
 from probkit.inference.hmc.potential import Potential
 from probkit.inference.hmc.uturn import Span, block_turns, join, joint_turns
 
-__all__ = ["MAX_ENERGY_ERROR", "Transition", "draw_tree", "uniforms_needed"]
+__all__ = ["BLOCK", "MAX_ENERGY_ERROR", "Transition", "blocks_of", "draw_tree", "uniforms_needed"]
 
 MAX_ENERGY_ERROR = 1000.0
-_BLOCK_DEPTH = 3
+_BLOCK_DEPTH = 2
+BLOCK = 1 << _BLOCK_DEPTH
 
 
 class Transition(NamedTuple):

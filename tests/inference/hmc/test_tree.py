@@ -104,10 +104,14 @@ def test_a_subtree_is_its_leaves_written_out(generator, depth):
 def leaf_z(generator, depth=4, chains=20_000):
     """Largest |z| of how often each leaf is the candidate, against its weight."""
     start = begin(chains, generator, same=True)
-    step = torch.full((chains, 1), 0.12, dtype=torch.float64)
+    # From near the middle and fast: a branch that turned would lack leaves.
+    position, momentum = 0.1 * start.point.position, torch.full_like(start.momentum, 2.0)
+    start = Phase(Point(position, *steep(position)), momentum)
+    step = torch.full((chains, 1), 0.03, dtype=torch.float64)
     uniforms = torch.rand(chains, 2 * blocks_of(depth), generator=generator, dtype=torch.float64)
     energy0 = start.point.energy + kinetic(start.momentum) + 0.0
     found = _subtree(steep, UNIT, start, step, energy0, depth, uniforms)
+    assert not bool(found.turned.any())
     errors, phase = [], Phase(*(part for part in start))
     phase = Phase(Point(phase.point.position[:1], *steep(phase.point.position[:1])), phase[1][:1])
     for _ in range(2**depth):

@@ -1,0 +1,1 @@
+"""Gradient-based samplers beside Pyro, NumPyro and BlackJAX."""
