@@ -126,7 +126,7 @@ def leaf_z(generator, depth=4, chains=20_000):
 def steep(position):
     """Gradients of another energy than the one that is reported, so that weights differ much."""
     energy, gradient = oval(position)
-    return energy + position[:, 0], gradient
+    return energy + 4.0 * position[:, 0], gradient
 
 
 def test_leaves_are_drawn_by_their_weights(generator):
