@@ -359,10 +359,10 @@ class TestBadInput:
             make()
 
     def test_lives_must_fit_the_units(self, fitted):
-        post = fixed(fitted.model, {n: v[0] for n, v in fitted.values.items()}, torch.zeros(9))
+        post = fixed(fitted.model, {n: v[0] for n, v in fitted.values.items()}, torch.arange(9.0))
         with pytest.raises(ShapeError, match=r"expected \[time=9\] for unit 0"):
-            LifeRegression.fit(post, [torch.zeros(9)], [torch.zeros(4)])
+            LifeRegression.fit(post, [torch.arange(9.0)], [torch.zeros(4)])
         with pytest.raises(DataError, match="finite lives >= 0"):
-            LifeRegression.fit(post, [torch.zeros(9)], [-torch.ones(9)])
+            LifeRegression.fit(post, [torch.arange(9.0)], [-torch.ones(9)])
         with pytest.raises(DataError, match=r"expected 1\.\.8 for unit 0, got 40"):
-            fitted.predict([torch.zeros(9)], times=[40])
+            fitted.predict([torch.arange(9.0)], times=[40])
