@@ -415,6 +415,31 @@ def test_exact_gp_trains_and_predicts(dtype, activation, points):
     assert new.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("name", ["resnet", "flatten", "gap"])
+def test_exact_gp_over_architectures(name, points):
+    kernel, _ = architecture(name, "erf", last_b_std=0.5)
+    x = points(12, 32)
+    y = x.mean(-1).tanh()
+    likelihood = gpytorch.likelihoods.GaussianLikelihood().double()
+    model = _Regression(x, y, likelihood, kernel)
+    objective = gpytorch.mlls.ExactMarginalLogLikelihood(likelihood, model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    losses = []
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = -objective(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.05
+    model.eval()
+    new = points(3, 32, seed=3).requires_grad_()
+    prediction = model(new)
+    prediction.variance.sum().backward()
+    assert prediction.mean.shape == (3,)
+    assert new.grad.isfinite().all()
+
+
 def test_gradient_reaches_both_inputs_when_they_are_equal(points):
     """Equal values in two tensors are one input only where no gradient could tell."""
     x1 = points(3, 2).requires_grad_()

@@ -165,7 +165,7 @@ def _kernel(
     count = (height * width) ** (2 if pooling == "gap" else 1)
     inputs = [x1] if x2 is None else [x1, x2]
     batch = np.broadcast_shapes(*(x.shape[:-4] for x in inputs), w.shape[:-1], b.shape[:-1])
-    _check_memory(inputs, batch, w.shape[-1] - 1, pooling, diag)
+    _check_memory(inputs, batch, w.shape[-1] - 1, law, pooling, diag)
     # pixels first
     inputs = [
         x.movedim(-4, -1).contiguous().expand(*batch, *x.shape[-3:], x.shape[-4]) for x in inputs
@@ -180,18 +180,25 @@ def _kernel(
 
 
 def _check_memory(
-    inputs: list[Tensor], batch: tuple[int, ...], convolutions: int, pooling: str, diag: bool
+    inputs: list[Tensor],
+    batch: tuple[int, ...],
+    convolutions: int,
+    law: Activation,
+    pooling: str,
+    diag: bool,
 ) -> None:
-    """Refuse what cannot fit: the result, the variances of all pixels, and a tile."""
+    """Refuse what cannot fit: the result, what each pixel keeps, and a tile."""
     x = inputs[0]
     n, m = x.shape[-4], inputs[-1].shape[-4]
-    height, width = x.shape[-3:-1]
-    unit, pixels = x.element_size(), height * width
-    variances = math.prod(batch) * convolutions * pixels * sum(each.shape[-4] for each in inputs)
+    height, width, channels = x.shape[-3:]
+    pixels, images = height * width, sum(each.shape[-4] for each in inputs)
+    # two copies of the images and, for one batch element at a time, factors of the variances
+    factors = convolutions * len(law.factors(x.new_ones(1)))
+    kept = pixels * images * (2 * channels + factors + math.prod(batch) * convolutions)
     result = math.prod((*batch, n)) * (1 if diag else m)
     tile = 4 * max(pixels * (width if pooling == "gap" else 1), _budget(x))
     check_allocation(
-        (variances + result + tile) * unit,
+        (kept + result + tile) * x.element_size(),
         f"convolutional kernel matrix {[*batch, n, m]} of images {[height, width, x.shape[-1]]}",
         device=x.device,
     )
