@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import warnings
+import weakref
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from probkit.errors import DataError, ShapeError
+from probkit.errors import DataError, NumericsWarning, ShapeError
 from probkit.model import Site, Values
 from probkit.rng import scope
 
@@ -20,8 +22,9 @@ def log_joint_of(model: Any, values: Values, data: Any, *, scale: float = 1.0) -
     """Evaluate the log joint at values with ONE leading dim: [n, *site] -> [n].
 
     A model that declares ``batched = True`` is called once with the leading dim; any other model
-    is mapped by ``torch.func.vmap``. Argument validation of distributions is off inside, because
-    it branches on data, which vmap refuses; see :func:`check_log_joint`.
+    is mapped by ``torch.func.vmap``, or called point by point where vmap refuses it (it branches on
+    values, or holds an autograd function without a vmap rule). Argument validation of distributions
+    is off inside, because it branches on data, which vmap refuses; see :func:`check_log_joint`.
 
     Args:
         model: A HasLogJoint model.
@@ -33,9 +36,34 @@ def log_joint_of(model: Any, values: Values, data: Any, *, scale: float = 1.0) -
         if getattr(model, "batched", False):
             result: Tensor = model.log_joint(values, data, scale=scale)
         else:
-            one_point = torch.func.vmap(lambda point: model.log_joint(point, data, scale=scale))
-            result = one_point(dict(values))
+            result = _map(model, lambda point: model.log_joint(point, data, scale=scale), values)
     return result
+
+
+#: Models that vmap has refused, by id.
+_REFUSED: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+
+def _map(model: Any, one_point: Callable[[Values], Tensor], values: Values) -> Tensor:
+    """Map a function over points [n, *site]."""
+    if _REFUSED.get(id(model)) is not model:
+        try:
+            mapped: Tensor = torch.func.vmap(one_point)(dict(values))
+            return mapped
+        except RuntimeError as error:
+            # Anything else that torch raises is a fault of the model, and says so itself.
+            if not any(word in str(error) for word in ("vmap", "functorch")):
+                raise
+            reason = str(error)
+        _REFUSED[id(model)] = model
+        warnings.warn(
+            f"log_joint of {type(model).__name__} cannot be mapped over points, which are now "
+            f"evaluated one after another, slowly ({reason.splitlines()[0][:160]})",
+            NumericsWarning,
+            stacklevel=4,
+        )
+    n = len(next(iter(values.values())))
+    return torch.stack([one_point({k: v[i] for k, v in values.items()}) for i in range(n)])
 
 
 def check_log_joint(model: Any, values: Values, data: Any, *, scale: float = 1.0) -> None:

@@ -136,8 +136,11 @@ class Posterior:
         pointwise = getattr(self.model, "pointwise_log_likelihood", None)
         if pointwise is None or not self.draws:
             return {}
-        with torch.no_grad():
-            result: Mapping[str, Tensor] = pointwise(self.draws, self.context.data)
+        try:
+            with torch.no_grad():
+                result: Mapping[str, Tensor] = pointwise(self.draws, self.context.data)
+        except CapabilityError:  # For instance sites that a Pyro program sums out.
+            return {}
         return result
 
     def sample(self, n: int, *, rng: Rng) -> Values:

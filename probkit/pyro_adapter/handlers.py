@@ -22,6 +22,7 @@ __all__ = [
     "Indices",
     "LiftParams",
     "Substitute",
+    "is_annotated",
     "is_flat",
     "is_free",
     "is_latent",
@@ -58,6 +59,11 @@ def is_flat(site: Mapping[str, Any]) -> bool:
     return isinstance(_base(site["fn"]), dist.ImproperUniform)
 
 
+def is_annotated(site: Mapping[str, Any]) -> bool:
+    """Whether a sample statement asks to be enumerated, infer={"enumerate": "parallel"}."""
+    return (site["infer"] or {}).get("enumerate") == "parallel"
+
+
 class Substitute(Messenger):
     """Give latent sites the values of one point.
 
@@ -66,6 +72,7 @@ class Substitute(Messenger):
     Args:
         values: Site name -> value.
         strict: Whether a latent site without a value is an error; else it is drawn.
+        enumerating: Whether sites that ask for enumeration may lack a value.
         mapped: Whether draws must be one per element of a vmap.
         choose: Site name -> function (value, distribution) -> value, applied in place of the plain
             value; for sites of which only a part is given.
@@ -76,12 +83,14 @@ class Substitute(Messenger):
         values: Mapping[str, Tensor],
         *,
         strict: bool = True,
+        enumerating: bool = False,
         mapped: bool = False,
         choose: Mapping[str, Callable[[Tensor, Distribution], Tensor]] | None = None,
     ) -> None:
         super().__init__()
         self._values = values
         self._strict = strict
+        self._enumerating = enumerating
         self._mapped = mapped
         self._choose = choose or {}
 
@@ -94,7 +103,9 @@ class Substitute(Messenger):
             if name in self._choose:
                 value = self._choose[name](value, msg["fn"])
             msg["value"], msg["done"] = value, True
-        elif self._strict and not msg["infer"].get("enumerate"):
+        elif self._enumerating and is_annotated(msg):
+            return
+        elif self._strict:
             raise DataError(
                 f"expected a value for every site of the Pyro program, missing: {name!r}"
             )

@@ -15,7 +15,13 @@ from torch.distributions.constraints import Constraint
 
 from probkit.errors import CapabilityError, DataError
 from probkit.model import Site
-from probkit.pyro_adapter.handlers import is_flat, is_free, is_latent, is_observation
+from probkit.pyro_adapter.handlers import (
+    is_annotated,
+    is_flat,
+    is_free,
+    is_latent,
+    is_observation,
+)
 
 __all__ = [
     "Layout",
@@ -38,6 +44,7 @@ class Layout:
         points: Names of those sites that are ``pyro.param`` statements.
         starts: Initial values of the points.
         flat: Names of the other sites with an improper uniform law.
+        summed: Names of the discrete sites to sum out.
         observed: Observed sample sites -> their dim names (batch and event).
         shapes: Shapes of the observed values.
         deterministic: Names of deterministic sites.
@@ -50,6 +57,7 @@ class Layout:
     points: tuple[str, ...]
     starts: Mapping[str, Tensor]
     flat: tuple[str, ...]
+    summed: tuple[str, ...]
     observed: Mapping[str, tuple[str, ...]]
     shapes: Mapping[str, tuple[int, ...]]
     deterministic: tuple[str, ...]
@@ -66,6 +74,7 @@ def layout_of(
     whole: bool,
     data: Mapping[str, Any],
     observed: Sequence[str],
+    sum_out: bool | None,
 ) -> Layout:
     """Read the layout off a trace.
 
@@ -76,6 +85,7 @@ def layout_of(
         whole: Whether local sites get the size of the whole plate (else that of the batch).
         data: The keyword arguments of the traced call.
         observed: Names of the observed ones.
+        sum_out: Whether discrete sites are summed out; None for those that ask for enumeration.
     """
     plates = {
         name: int(node["fn"].size)
@@ -88,6 +98,7 @@ def layout_of(
             f"minibatch_plate={plate!r}: expected a plate of the program, it has {known}"
         )
     sites, points, starts, flat, seen, shapes, deterministic = {}, [], {}, [], {}, {}, []
+    summed = []
     for name, node in trace.nodes.items():
         if node["type"] != "sample":
             continue
@@ -98,6 +109,9 @@ def layout_of(
                 starts[name] = node["value"].detach()
             elif is_flat(node):
                 flat.append(name)
+            if sites[name].discrete and (sum_out or (sum_out is None and is_annotated(node))):
+                _check_enumerable(name, node)
+                summed.append(name)
         elif is_observation(node):
             seen[name] = _dims(name, node, named)
             shapes[name] = tuple(node["value"].shape)
@@ -108,6 +122,7 @@ def layout_of(
         points=tuple(points),
         starts=starts,
         flat=tuple(flat),
+        summed=tuple(summed),
         observed=seen,
         shapes=shapes,
         deterministic=tuple(deterministic),
@@ -190,6 +205,16 @@ def _support(name: str, law: Any) -> Constraint:
             "give the distribution a support property"
         ) from None
     return support
+
+
+def _check_enumerable(name: str, node: Any) -> None:
+    law = node["fn"]
+    if not law.has_enumerate_support:
+        kind = type(getattr(law, "base_dist", law)).__name__
+        raise CapabilityError(
+            f"site {name!r}: {kind} has no finite support to sum over; bound it (a Categorical), "
+            "sum it out in the program, or keep it as a site with enumerate_discrete=False"
+        )
 
 
 def _entries(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,6 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.infer import config_enumerate
-from pyro.infer.mcmc.util import TraceTreeEvaluator
 from pyro.poutine import Trace
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
@@ -21,6 +21,7 @@ from probkit.density import site_dtype
 from probkit.errors import CapabilityError, DataError, ShapeError
 from probkit.model import Batch, Model, Site, Values
 from probkit.predictive import Predictive
+from probkit.pyro_adapter.enumeration import draw_enumerated, log_marginal
 from probkit.pyro_adapter.handlers import Indices, LiftParams, Substitute, is_latent, is_observation
 from probkit.pyro_adapter.layout import (
     Layout,
@@ -37,6 +38,7 @@ from probkit.pyro_adapter.runtime import (
     DetachedData,
     isolated,
     name_of,
+    outside_vmap,
     parameters_of,
     run_batched,
     stream_positions,
@@ -87,8 +89,10 @@ class FromPyro(Model):
         dims: Site name -> names of its dims that are not plates.
         inputs: Keyword arguments to use where none are given: for ``sample_prior`` and
             ``sample_dataset``.
-        enumerate_discrete: Sum discrete sites out of the log joint (Pyro's parallel enumeration).
-            Each must have a finite support, and batch dims have to be declared as plates.
+        enumerate_discrete: Sum discrete sites out of the log joint, exactly (Pyro's parallel
+            enumeration): True for all, False for none, None for those that the program marks by
+            ``infer={"enumerate": "parallel"}``. Each must have a finite support, and batch dims
+            have to be declared as plates. :meth:`sample_discrete` draws them afterwards.
         allow_missing: Accept NaN and infinity in the data.
 
     Example:
@@ -111,7 +115,7 @@ class FromPyro(Model):
     coords: Mapping[str, Sequence[Any]] | None = None  # type: ignore[assignment]
     dims: Mapping[str, Sequence[str]] = field(default_factory=dict)
     inputs: Mapping[str, Any] | None = None
-    enumerate_discrete: bool = False
+    enumerate_discrete: bool | None = None
     allow_missing: bool = False
 
     def __post_init__(self) -> None:
@@ -219,14 +223,25 @@ class FromPyro(Model):
         mapped: bool = False,
         choose: Mapping[str, Any] | None = None,
         lenient: bool = False,
+        enumerating: bool = False,
         enumerate_from: int | None = None,
     ) -> Trace:
-        """Run the program on keyword arguments with latent values; call inside ``isolated``."""
+        """Run the program on keyword arguments with latent values; call inside ``isolated``.
+
+        ``enumerate_from`` gives sites that ask for it all their values, along dims from there to
+        the left; ``enumerating`` alone leaves them to handlers further out.
+        """
         arguments = dict(kwargs)
         index = arguments.pop(self._index_key, None)
         program = config_enumerate(self.program) if self.enumerate_discrete else self.program
         handlers: list[Any] = [
-            Substitute(values, strict=strict, mapped=mapped, choose=choose),
+            Substitute(
+                values,
+                strict=strict,
+                enumerating=enumerating or enumerate_from is not None,
+                mapped=mapped,
+                choose=choose,
+            ),
             Indices(self.minibatch_plate, index, lenient=lenient),
             LiftParams(),
         ]
@@ -256,8 +271,7 @@ class FromPyro(Model):
     def _look(self, kwargs: Mapping[str, Any]) -> Layout:
         traces = []
         for seed in (0, 1):
-            generator = stream(seed, "layout")
-            with isolated(rng=generator), torch.no_grad():
+            with outside_vmap(), isolated(rng=stream(seed, "layout")), torch.no_grad():
                 traces.append(self.trace(kwargs, {}, strict=False, lenient=True))
         check_same(*traces)
         check_observations(traces[0])
@@ -268,6 +282,7 @@ class FromPyro(Model):
             whole=self._index_key not in kwargs,
             data=kwargs,
             observed=tuple(self.observed),
+            sum_out=self.enumerate_discrete,
         )
         self._check_stream(kwargs, traces[0], layout)
         return layout
@@ -279,7 +294,7 @@ class FromPyro(Model):
         if shuffles(trace):
             return  # such a plate gets the index of a batch later
         values = {name: trace.nodes[name]["value"] for name in layout.sites}
-        with isolated(rng=stream(0, "check")), torch.no_grad():
+        with outside_vmap(), isolated(rng=stream(0, "check")), torch.no_grad():
             before = stream_positions()
             self.trace(kwargs, values, lenient=True)
             moved = before != stream_positions()
@@ -293,10 +308,8 @@ class FromPyro(Model):
 
     def sites(self, data: Any) -> Mapping[str, Site]:
         """Return the latent sites; parameters of ``pyro.param`` are among them."""
-        found = self.layout(self._keywords(data)).sites
-        if not self.enumerate_discrete:
-            return found
-        return {name: site for name, site in found.items() if not site.discrete}
+        layout = self.layout(self._keywords(data))
+        return {name: site for name, site in layout.sites.items() if name not in layout.summed}
 
     def initial_points(self, data: Any) -> Mapping[str, Tensor]:
         """Return the initial values of the ``pyro.param`` sites."""
@@ -339,7 +352,7 @@ class FromPyro(Model):
 
     def _is_first(self, values: Values, data: Any) -> bool:
         """Whether this is the first concrete point for the data: it is validated."""
-        if any(torch._C._functorch.is_functorch_wrapped_tensor(v) for v in values.values()):
+        if any(_is_mapped(value) for value in values.values()):
             return False
         checked = _MEMORY.setdefault(self, _Memory()).checked
         shared, _ = self.split_index(data)
@@ -349,7 +362,7 @@ class FromPyro(Model):
         return True
 
     def _log_joint(self, values: Values, data: Any, scale: float) -> Tensor:
-        nesting = self._plate_nesting(data) if self.enumerate_discrete else None
+        nesting = self._plate_nesting(data)
         if nesting is None:
             trace = self.trace(data, values)
         else:
@@ -364,16 +377,21 @@ class FromPyro(Model):
         self._weigh(trace, scale)
         if nesting is not None:
             check_nested(trace)
-            evaluator = TraceTreeEvaluator(trace, True, nesting)
-            total = evaluator.log_prob(trace)
+            with DetachedData():
+                total = log_marginal(trace)
         else:
             total = trace.log_prob_sum()
         if isinstance(total, Tensor):
             return total
         return torch.as_tensor(total, dtype=site_dtype(data))
 
-    def _plate_nesting(self, data: Any) -> int:
+    def _plate_nesting(self, data: Any) -> int | None:
+        """Dims to leave to plates, where sites are summed out; None where there are none."""
+        if self.enumerate_discrete is False or any(_is_mapped(x) for x in data.values()):
+            return None
         layout = self.layout(data)
+        if not layout.summed:
+            return None
         return max((len(site.shape) for site in layout.sites.values()), default=0) + max(
             (len(shape) for shape in layout.shapes.values()), default=0
         )
@@ -401,10 +419,11 @@ class FromPyro(Model):
                 if node["type"] == "sample" and is_observation(node)
             }
 
-        if self.enumerate_discrete:
+        summed = self.layout(data).summed
+        if summed:
             raise CapabilityError(
-                "the pointwise log likelihood of a program with enumerated sites is not defined; "
-                "use enumerate_discrete=False"
+                f"the pointwise log likelihood needs values of {', '.join(map(repr, summed))}, "
+                "which are summed out; use enumerate_discrete=False"
             )
         n = lead.numel()
         result = run_batched(point, flat, n, rng=None)
@@ -428,6 +447,44 @@ class FromPyro(Model):
             for name in sites
         }
         return lead, flat
+
+    def sample_discrete(self, values: Values, data: Any, *, rng: Rng) -> dict[str, Tensor]:
+        """Draw the sites that are summed out, given the others and the data.
+
+        Exact draws of their joint conditional law (Pyro's ``infer_discrete``), one for each point,
+        point after point.
+
+        Args:
+            values: Site name -> [*batch, *site], for example the draws of a posterior.
+            data: Keyword arguments.
+            rng: Stream of the draws.
+
+        Returns:
+            {site: [*batch, *site]} for every site that is summed out.
+
+        Raises:
+            CapabilityError: No site is summed out.
+        """
+        layout = self.layout(self._keywords(data))
+        nesting = self._plate_nesting(data)
+        if nesting is None:
+            raise CapabilityError(
+                f"{name_of(self.program)} has no site that is summed out; mark discrete ones by "
+                'infer={"enumerate": "parallel"}, or say enumerate_discrete=True'
+            )
+        lead, flat = self._flatten(values, data)
+        generator = stream(rng, "discrete")
+        rows = []
+        for i in range(lead.numel()):
+            row = {name: value[i] for name, value in flat.items()}
+            with isolated(rng=generator), torch.no_grad():
+                trace = self.trace(data, row, enumerate_from=-1 - nesting)
+                again = functools.partial(self.trace, data, row, enumerating=True)
+                rows.append(draw_enumerated(trace, again, layout.summed))
+        return {
+            name: torch.stack([row[name] for row in rows]).reshape(*lead, *rows[0][name].shape)
+            for name in layout.summed
+        }
 
     # ----------------------------------------------------------------------------- simulation
 
@@ -566,6 +623,12 @@ class FromPyro(Model):
         from probkit.pyro_adapter.prediction import predict
 
         return predict(self, post, x, site=site, joint=joint, groups=groups, rng=rng)
+
+
+def _is_mapped(value: Any) -> bool:
+    """Whether a tensor is inside a transformation of torch.func."""
+    is_tensor = isinstance(value, Tensor)
+    return is_tensor and bool(torch._C._functorch.is_functorch_wrapped_tensor(value))
 
 
 def _check_finite(name: str, value: Any) -> None:

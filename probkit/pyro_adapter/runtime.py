@@ -27,6 +27,7 @@ __all__ = [
     "DetachedData",
     "isolated",
     "name_of",
+    "outside_vmap",
     "parameters_of",
     "require_mapped",
     "run_batched",
@@ -78,15 +79,30 @@ def _local_contexts() -> Iterator[None]:
             del _Context.param_state
 
 
+_quiet: list[bool] = []
+
+
 @contextlib.contextmanager
 def _no_vmap_advice() -> Iterator[None]:
     """Silence torch's advice on operations that vmap runs one by one."""
+    # Torch does not tell how the switch stands: nested blocks are counted, under the scope's lock.
     switch = getattr(torch._C._functorch, "_set_vmap_fallback_warning_enabled", lambda flag: None)
+    _quiet.append(True)
     switch(False)
     try:
         yield
     finally:
-        switch(True)
+        _quiet.pop()
+        switch(not _quiet)
+
+
+@contextlib.contextmanager
+def outside_vmap() -> Iterator[None]:
+    """Leave the transformations of torch.func that are running, to draw where they forbid it."""
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+    with temporarily_clear_interpreter_stack():
+        yield
 
 
 @contextlib.contextmanager
