@@ -165,7 +165,13 @@ def _election(stored: Stored) -> dict[str, Any]:
 
 MESQUITE = Case("mesquite", Regression(), flat, _mesquite, options=_DENSE)
 # Scales of 1e5: until they are known, longer paths than this are no better.
-EARNINGS = Case("earnings", Regression(), flat, _earnings, options={**_DENSE, "max_depth": 6})
+EARNINGS = Case(
+    "earnings",
+    Regression(),
+    flat,
+    _earnings,
+    options={**_DENSE, "max_depth": 6, "draws": 500},
+)
 ELECTION = Case("nes1976", Regression(), flat, _election, options=_DENSE)
 
 
