@@ -334,7 +334,7 @@ class Tanh(Activation):
 
     def covariance(self, K: Tensor, k1: Tensor, k2: Tensor) -> Tensor:
         """Covariance F [*batch, n, m]."""
-        return _sum_of_pairs(_erf.covariance, K, k1, k2, power=0)
+        return _TanhCovariance.apply(K, k1, k2)
 
     def derivative(self, K: Tensor, k1: Tensor, k2: Tensor) -> Tensor:
         """Derivative dF/dK [*batch, n, m]."""
@@ -374,6 +374,55 @@ class Tanh(Activation):
                     derivative.addcmul_(cosine, column, value=w1 * w2 * 2 / math.pi)
                 total.add_(c.asin_(), alpha=w1 * w2)
         torch.mul(total, gain * 2 / math.pi, out=K)
+
+
+class _TanhCovariance(torch.autograd.Function):
+    """Closed-form backward in place: autograd would walk back through every term."""
+
+    @staticmethod
+    def forward(ctx: Any, K: Tensor, k1: Tensor, k2: Tensor) -> Tensor:
+        ctx.save_for_backward(K, k1, k2)
+        tanh, out = Tanh(), K.clone(memory_format=torch.contiguous_format)
+        work, unused = torch.empty_like(out), torch.empty_like(out)
+        rows, columns = tanh.factors(k1), tanh.factors(k2)
+        tanh.covariance_(out, rows, columns, 1.0, work, unused, with_derivative=False)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (G,) = grads
+        K, k1, k2 = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return _tanh_gradients(G, K, k1, k2)
+        # double backward: new nodes, so that no gradient runs on from one tensor to another
+        alias = [t.view_as(t) for t in (K, k1, k2)]
+        total = _sum_of_pairs(_erf.covariance, alias[0], alias[1], alias[2], power=0)
+        wanted = [t for t, need in zip(alias, ctx.needs_input_grad, strict=True) if need]
+        found = iter(torch.autograd.grad(total, wanted, G, create_graph=True))
+        return tuple(next(found) if need else None for need in ctx.needs_input_grad)
+
+
+def _tanh_gradients(G: Tensor, K: Tensor, k1: Tensor, k2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of sum(G * F) in K, k1 and k2.
+
+    With c the argument of a term's arcsine and s = 1 / sqrt(1 - c^2), the term w w' arcsin(c) has
+    the slopes w w' s / sqrt((tau^2 + k) (tau'^2 + k')) in K and -w w' s c / 2 (tau^2 + k) in k.
+    """
+    _, weights = tanh_mixture()
+    tanh, smallest = Tanh(), torch.finfo(K.dtype).eps
+    one = torch.ones((), dtype=K.dtype, device=K.device)
+    grad_K, grad_k1, grad_k2 = torch.zeros_like(G), torch.zeros_like(k1), torch.zeros_like(k2)
+    scaled, c, s = (torch.empty_like(G) for _ in range(3))
+    for w1, row in zip(weights, tanh.factors(k1), strict=True):
+        torch.mul(K, row, out=scaled)
+        for w2, column in zip(weights, tanh.factors(k2), strict=True):
+            torch.mul(scaled, column, out=c).clamp_(-1.0, 1.0)
+            torch.addcmul(one, c, c, value=-1.0, out=s).clamp_(min=smallest).rsqrt_().mul_(G)
+            c.mul_(s)
+            grad_K.addcmul_(s.mul_(row), column, value=w1 * w2 * 2 / math.pi)
+            grad_k1.addcmul_(c.sum(-1, keepdim=True), row * row, value=-w1 * w2 / math.pi)
+            grad_k2.addcmul_(c.sum(-2, keepdim=True), column * column, value=-w1 * w2 / math.pi)
+    return grad_K, grad_k1, grad_k2
 
 
 _erf = Erf()
