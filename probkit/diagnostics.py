@@ -121,7 +121,7 @@ def diagnose(post: Posterior) -> Diagnosis:
         findings = _of_weights(source.log_weights)
     else:
         _require_draws(source, "diagnose")
-        findings = [*_of_transitions(post, skipped), *_of_chains(post)]
+        findings = [*_of_transitions(post, skipped), *_of_chains(post, skipped)]
     findings += _of_loo(post, skipped)
     if not post.attrs.get("complete", True):
         skipped.append("the end of the run: it was interrupted, these are the draws so far")
@@ -164,21 +164,26 @@ def _labelled(table: pd.DataFrame, column: str, *, smallest: bool) -> tuple[str,
 # ------------------------------------------------------------------------------------- findings
 
 
-def _of_chains(post: Posterior) -> list[Finding]:
+def _of_chains(post: Posterior, skipped: list[str]) -> list[Finding]:
     table = post.summary()
-    name, value = _labelled(table, "r_hat", smallest=False)
-    one = " (of the halves of one chain: run several)" if post.chains == 1 else ""
-    bad = int((table["r_hat"] > _HIGH_R_HAT).sum())
-    findings = [
-        Finding(
-            "R-hat",
-            value <= _HIGH_R_HAT,
-            value,
-            f"at most {_HIGH_R_HAT}",
-            f"R-hat of {name} is {value:.4g}{one}, {bad} scalars are above {_HIGH_R_HAT}: the "
-            "chains disagree; take more warmup and draws, and look for several modes",
+    findings = []
+    if post.chains == 1:
+        skipped.append(
+            "R-hat: there is one chain; run several, chains=4, to see whether they agree"
         )
-    ]
+    else:
+        name, value = _labelled(table, "r_hat", smallest=False)
+        bad = int((table["r_hat"] > _HIGH_R_HAT).sum())
+        findings.append(
+            Finding(
+                "R-hat",
+                value <= _HIGH_R_HAT,
+                value,
+                f"at most {_HIGH_R_HAT}",
+                f"R-hat of {name} is {value:.4g}, {bad} scalars are above {_HIGH_R_HAT}: the "
+                "chains disagree; take more warmup and draws, and look for several modes",
+            )
+        )
     least = _ESS_PER_CHAIN * post.chains
     for kind in ("bulk", "tail"):
         name, value = _labelled(table, f"ess_{kind}", smallest=True)

@@ -160,12 +160,14 @@ def _diagnostics(value: Tensor) -> Columns:
             "mcse_mean": arviz.mcse(data, method="mean"),
             "ess_bulk": arviz.ess(data, method="bulk"),
             "ess_tail": arviz.ess(data, method="tail"),
-            "r_hat": arviz.rhat(data),
         }
-    return {
+        if len(value) > 1:  # ArviZ has none of one chain, and logs a complaint.
+            found["r_hat"] = arviz.rhat(data)
+    columns = {
         name: torch.as_tensor(np.array(result["x"].values)).reshape(shape)
         for name, result in found.items()
     }
+    return {"r_hat": torch.full(shape, torch.nan, dtype=torch.float64), **columns}
 
 
 # --------------------------------------------------------------------------- laws
