@@ -261,6 +261,8 @@ class NNGPKernel(_Kernel):
         x1, x2 = self._as_rows(x1), None if x2 is None else self._as_rows(x2)
         if self.active_dims is None:
             self._check(x1, x1 if x2 is None else x2)
+        elif x1.ndim >= 2 and (x2 is None or x2.ndim >= 2):
+            check_inputs(x1, x1 if x2 is None else x2)
         if diag and not last_dim_is_batch:
             # GPyTorch takes a diagonal [batch, n] for a matrix [n, n] where both sizes are equal
             x1, x2 = self._selected(x1), None if x2 is None else self._selected(x2)
