@@ -161,6 +161,12 @@ def test_a_gamma_posterior_in_its_logarithm():
     params = post.source.params[0]
     assert float(params["loc"]) == pytest.approx(math.log(a / b), abs=1e-7)
     assert float(params["covariance"].variance()) == pytest.approx(1 / a, rel=1e-6)
+    top = RateModel().log_joint(
+        {"rate": torch.tensor(float(a / b), dtype=torch.float64)}, data
+    ) + math.log(a / b)
+    expected = float(top) + 0.5 * math.log(2 * math.pi / a)
+    assert float(post.log_evidence.value) == pytest.approx(expected, abs=1e-9)
+    assert float(post.sample_stats["gap"]) < 1e-10
     law = post.analytic["rate"]
     assert float(law.mean) == pytest.approx(a / b * math.exp(0.5 / a), rel=1e-6)
 
