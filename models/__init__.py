@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from probkit.models.arphmm import ARPHMM, Sequences, SwitchingPrior
 from probkit.models.bnn import BNN
+from probkit.models.deep_kernel_machine import DeepKernelMachine
 from probkit.models.nngp import ScaleMixtureNNGP, ScaleProposal
 from probkit.models.nngp_classification import (
     LabelledData,
@@ -33,6 +34,7 @@ __all__ = [
     "ARPHMM",
     "BNN",
     "BurrXII",
+    "DeepKernelMachine",
     "DiscreteHMM",
     "EvidenceMaximization",
     "Gamma",

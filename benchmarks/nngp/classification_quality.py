@@ -55,10 +55,7 @@ def _peer(data: tuple[Any, ...], tests: dict[str, Any], steps: int) -> dict[str,
         _svgp.train_peer(
             model, likelihood, x, y, steps=steps, batch=_BATCH, draws=_DRAWS, lr=_LR
         )  # fmt: skip
-        return {
-            name: _svgp.probabilities(model, likelihood, rows, _PREDICT)
-            for name, rows in tests.items()
-        }
+        return {name: _svgp.probabilities(model, rows, _PREDICT) for name, rows in tests.items()}
 
 
 def _evaluate(quick: bool) -> list[Value]:
