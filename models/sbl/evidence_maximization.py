@@ -38,7 +38,7 @@ __all__ = ["EvidenceMaximization"]
 Variances = list[Tensor]
 Update = Callable[[Moments, Variances], Variances]
 
-_STAGES: Mapping[str, tuple[str, ...]] = {"hybrid": ("svd", "am", "revise", "am")}
+_STAGES: Mapping[str, tuple[str, ...]] = {"hybrid": ("svd", "revise", "am")}
 _PRUNE = {"svd": 1e-3, "am": 1e-2, "ksbl": 1e-2, "block": 1e-2}
 _PRUNE_PLAIN = 1e-3
 _FAST_CHANGES = 25  # one-weight changes between fresh E-steps
@@ -65,9 +65,9 @@ _UPDATES: Mapping[str, Update] = {
 class EvidenceMaximization(Sampler):
     """Fit the prior variances (and the noise) of a sparse model by maximising the evidence.
 
-    The model names its M-step. ``"hybrid"`` runs the SVD step to its end, then the monotone AM
-    step, then revises the support (:mod:`~probkit.models.sbl.support_search`) as long as the
-    evidence, less the price of the indices in use, rises.
+    The model names its M-step. ``"hybrid"`` runs the SVD step to its end, then revises the
+    support (:mod:`~probkit.models.sbl.support_search`) as long as the evidence, less the price of
+    the indices in use, rises, and ends with the monotone AM step.
 
     All problems of a batch, and all starts, advance together; each stops on its own.
 
@@ -153,7 +153,6 @@ class EvidenceMaximization(Sampler):
                 "running": torch.ones_like(like, dtype=torch.bool),
                 "converged": torch.ones_like(like, dtype=torch.bool),
                 "iterations": torch.zeros_like(like, dtype=torch.long),
-                "best": {"evidence": torch.full_like(like, -math.inf), "variances": variances},
                 "trace": [],
                 "stage": 0,
                 "count": 0,
@@ -182,7 +181,7 @@ class EvidenceMaximization(Sampler):
         stages = _STAGES.get(sparse.update, (sparse.update,))
         whole = sparse.observed is None and sparse.modes > 1
         if sparse.update == "hybrid" and not (whole and self.revise and self.prune is not None):
-            stages = stages[:2]
+            stages = ("svd", "am")
         return stages
 
     def step(self, problem: Problem, state: Tree, *, rngs: Any) -> Step:
@@ -204,27 +203,14 @@ class EvidenceMaximization(Sampler):
             done = False
             if not bool(new["running"].any()) or new["count"] >= self._limit(stage):
                 done = state["stage"] + 1 == len(stages)
-                new = new if done else self._next_stage(new, stage)
+                if not done:
+                    fresh = torch.ones_like(new["running"])
+                    new.update(stage=state["stage"] + 1, count=0, running=fresh)
         info = {"log_evidence": float(new["evidence"].mean()), "running": float(len(rows))}
         return Step(new, done, info=info)
 
     def _limit(self, stage: str) -> int:
         return {"revise": _REVISIONS}.get(stage, self.max_iter)
-
-    def _next_stage(self, state: dict[str, Any], stage: str) -> dict[str, Any]:
-        """Start the next stage; the SVD step hands over the best iterate it has seen."""
-        if stage == "svd":
-            better = (state["best"]["evidence"] > state["evidence"])[:, None]
-            state["variances"] = [
-                torch.where(better, best, last)
-                for best, last in zip(state["best"]["variances"], state["variances"], strict=True)
-            ]
-        state.update(
-            stage=state["stage"] + 1,
-            count=0,
-            running=torch.ones_like(state["running"]),
-        )
-        return state
 
     # ------------------------------------------------------------------ stages
 
@@ -251,12 +237,12 @@ class EvidenceMaximization(Sampler):
         moments = sparse.moments(rows, pruned, noise, draft=True)
         new = reduction.spread(_maximised(sparse, stage, moments, pruned, reduction))
         state["evidence"] = state["evidence"].index_copy(0, rows, moments.log_evidence)
-        state["best"] = _better(state["best"], rows, moments.log_evidence, pruned)
         state["variances"] = [
             part.index_copy(0, rows, piece)
             for part, piece in zip(state["variances"], new, strict=True)
         ]
         settled = relative_change(new, old) < self.tolerance
+        settled = settled & (late or threshold is None)  # nothing ends before it was pruned
         if sparse.noise_var is None:
             noise_new = self._noise(sparse, stage, moments, noise, rows)
             settled = settled & ((noise_new / noise).log().abs() < 10 * self.tolerance)
@@ -441,19 +427,6 @@ def fast_start(dictionary: Tensor, variance: Tensor, noise_var: Tensor, y: Tenso
 
 def _normal_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype, device=tensor.device)
-
-
-def _better(
-    best: dict[str, Any], rows: Tensor, evidence: Tensor, variances: Variances
-) -> dict[str, Any]:
-    """Keep, for each row, the variances with the highest evidence."""
-    better = evidence > best["evidence"][rows]
-    kept = [
-        part.index_copy(0, rows, torch.where(better[:, None], new, part[rows]))
-        for part, new in zip(best["variances"], variances, strict=True)
-    ]
-    highest = torch.maximum(evidence, best["evidence"][rows])
-    return {"evidence": best["evidence"].index_copy(0, rows, highest), "variances": kept}
 
 
 def _in_use(variances: Variances) -> Tensor:

@@ -27,6 +27,9 @@ from probkit.models.sbl.pruning import Reduction, reduce
 __all__ = ["ComplexNormal", "WeightLaw", "complex_number", "elementwise_law", "weight_law"]
 
 
+_CHUNK = 2_000_000  # numbers drawn at a time
+
+
 class _ComplexNumber(Constraint):
     """Any finite complex number; it has no map to a real vector, so gradient samplers refuse it."""
 
@@ -191,17 +194,20 @@ class WeightLaw(TorchDistribution):
         return elementwise_law(self.mean, self.variance)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw [*sample, *batch, *event], one after another: memory stays that of one draw."""
+        """Draw [*sample, *batch, *event], in chunks of bounded size."""
         shape = torch.Size(sample_shape)
+        total = shape.numel()
+        size = self._moments[0].numel() + self.batch_shape.numel() * self.y.numel()
+        chunk = max(1, _CHUNK // size)
         with torch.no_grad():
             back = self._back_projection()
-            draws = [self._draw(back) for _ in range(shape.numel())]
-        return torch.stack(draws).reshape(shape + self.batch_shape + self.event_shape)
+            draws = [self._draw(back, min(chunk, total - k)) for k in range(0, total, chunk)]
+        return torch.cat(draws).reshape(shape + self.batch_shape + self.event_shape)
 
-    def _draw(self, back: Callable[[Tensor], Tensor]) -> Tensor:
+    def _draw(self, back: Callable[[Tensor], Tensor], count: int) -> Tensor:
         modes = len(self.factors)
         root = outer([part.sqrt() for part in self.variances]).unsqueeze(-modes - 1)
-        shape = self._moments[0].shape
+        shape = (count, *self._moments[0].shape)
         prior = root * torch.randn(shape, dtype=self.y.dtype, device=self.y.device)
         field = mode_products(prior, [factor.unsqueeze(-3) for factor in self.factors])
         noise = torch.randn(field.shape, dtype=field.dtype, device=field.device)

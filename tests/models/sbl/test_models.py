@@ -63,7 +63,7 @@ def one(data: Any, k: int = 0, **options: Any) -> tuple[KroneckerSBL, Tensor]:
 
 class TestSparseRegression(ModelConformance):
     latents = ("f",)
-    prior_draws = 50
+    prior_draws = 30
 
     def problem(self) -> Any:
         H, _, y, _ = plain()
@@ -73,7 +73,7 @@ class TestSparseRegression(ModelConformance):
 
 class TestKroneckerSBL(ModelConformance):
     latents = ("f",)
-    prior_draws = 50
+    prior_draws = 30
 
     def problem(self) -> Any:
         data = small()
@@ -82,7 +82,7 @@ class TestKroneckerSBL(ModelConformance):
 
 
 class TestSharedSupport(ModelConformance):
-    prior_draws = 40
+    prior_draws = 30
 
     def problem(self) -> Any:
         H, _, y, s2 = plain()

@@ -1,0 +1,1 @@
+"""Benchmarks of sparse Bayesian learning."""
