@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from probkit.models.arphmm import ARPHMM, Sequences, SwitchingPrior
 from probkit.models.bnn import BNN
 from probkit.models.deep_kernel_machine import DeepKernelMachine
@@ -30,6 +32,14 @@ from probkit.models.state_space import (
     StochasticVolatility,
 )
 
+if TYPE_CHECKING:
+    from probkit.models.sbl import (
+        KroneckerSparseBayes,
+        RVMClassifier,
+        RVMRegressor,
+        SparseBayesRegressor,
+    )
+
 __all__ = [
     "ARPHMM",
     "BNN",
@@ -41,17 +51,21 @@ __all__ = [
     "HalfCauchy",
     "InverseGamma",
     "KroneckerSBL",
+    "KroneckerSparseBayes",
     "LabelledData",
     "LinearGaussian",
     "LogNormal",
     "PointMass",
     "SamplePaths",
+    "RVMClassifier",
+    "RVMRegressor",
     "ScaleMixture",
     "ScaleMixtureClassifier",
     "ScaleMixtureNNGP",
     "ScaleMixtureNetwork",
     "ScaleProposal",
     "Sequences",
+    "SparseBayesRegressor",
     "SparseRegression",
     "SparseScaleGuide",
     "StateSpaceModel",
@@ -60,3 +74,14 @@ __all__ = [
     "WideEnsemble",
     "sample_paths",
 ]
+
+_ESTIMATORS = ("KroneckerSparseBayes", "RVMClassifier", "RVMRegressor", "SparseBayesRegressor")
+
+
+def __getattr__(name: str) -> Any:
+    """Load the estimators, and with them scikit-learn, on first use."""
+    if name in _ESTIMATORS:
+        from probkit.models import sbl
+
+        return getattr(sbl, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,14 +1,44 @@
 """Sparse Bayesian learning: plain, Kronecker-structured, block, complex.
 
 :class:`SparseRegression` and :class:`KroneckerSBL` are the models; :class:`EvidenceMaximization`
-fits them.
+fits them. The four estimators speak scikit-learn's language.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from probkit.models.sbl.evidence_maximization import EvidenceMaximization
 from probkit.models.sbl.kronecker_sbl import KroneckerSBL
 from probkit.models.sbl.laws import ComplexNormal
 from probkit.models.sbl.sparse_regression import SparseRegression
 
-__all__ = ["ComplexNormal", "EvidenceMaximization", "KroneckerSBL", "SparseRegression"]
+if TYPE_CHECKING:
+    from probkit.models.sbl.estimators import (
+        KroneckerSparseBayes,
+        RVMClassifier,
+        RVMRegressor,
+        SparseBayesRegressor,
+    )
+
+__all__ = [
+    "ComplexNormal",
+    "EvidenceMaximization",
+    "KroneckerSBL",
+    "KroneckerSparseBayes",
+    "RVMClassifier",
+    "RVMRegressor",
+    "SparseBayesRegressor",
+    "SparseRegression",
+]
+
+_ESTIMATORS = ("KroneckerSparseBayes", "RVMClassifier", "RVMRegressor", "SparseBayesRegressor")
+
+
+def __getattr__(name: str) -> Any:
+    """Load the estimators, and with them scikit-learn, on first use."""
+    if name in _ESTIMATORS:
+        from probkit.models.sbl import estimators
+
+        return getattr(estimators, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
