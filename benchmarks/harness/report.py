@@ -103,8 +103,21 @@ def _timing(result: TimingResult) -> str:
         )
     head = ["workload", "ours", "peer", "ratio [quartiles]", "memory ratio", "goal", "met"]
     agreement = _unique(_agreed(pair) for pair in result.pairs)
-    lines = [_table(head, rows), *(f"- {line}" for line in agreement)]
-    return "\n".join([lines[0], "", *lines[1:], ""])
+    unit = [f"Times are per {result.unit}."] if result.unit else []
+    points = [f"- {line}" for line in (*agreement, *unit, *result.notes)]
+    facts = _facts(result)
+    return "\n".join([_table(head, rows), *(["", facts] if facts else []), "", *points, ""])
+
+
+def _facts(result: TimingResult) -> str:
+    """A second table: what contenders told beside their times."""
+    names = list(dict.fromkeys(name for timing in result.timings for name in timing.facts))
+    rows = [
+        [_workload(t.workload), t.contender, *(_number(t.facts.get(name)) for name in names)]
+        for t in result.timings
+        if t.facts
+    ]
+    return _table(["workload", "contender", *names], rows) if rows else ""
 
 
 def _agreed(pair: Pair) -> str:

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import types
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -48,7 +48,10 @@ class Machine:
 
 @dataclass(frozen=True)
 class Timing:
-    """All measurements of one contender on one workload, one entry per round."""
+    """All measurements of one contender on one workload, one entry per round.
+
+    ``facts`` are further numbers that the contender gave once.
+    """
 
     contender: str
     workload: dict[str, int | float | str]
@@ -58,6 +61,7 @@ class Timing:
     loops: int
     first_wall_s: float
     peak_mib: float
+    facts: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class TimingResult:
-    """Result of a timing benchmark."""
+    """Result of a timing benchmark; times are per ``unit`` where there is one."""
 
     format: int
     kind: Literal["timing"]
@@ -121,6 +125,8 @@ class TimingResult:
     versions: dict[str, dict[str, str]]
     timings: list[Timing]
     pairs: list[Pair]
+    unit: str = ""
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -223,11 +229,14 @@ def _build_dataclass(expected: type[Any], raw: Any, where: str) -> Any:
     hints = typing.get_type_hints(expected)
     if unknown := sorted(raw.keys() - hints.keys()):
         raise ValueError(f"{where} has unknown fields: {', '.join(unknown)}")
-    if missing := sorted(hints.keys() - raw.keys()):
+    needed = {
+        f.name
+        for f in dataclasses.fields(expected)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    if missing := sorted(needed - raw.keys()):
         raise ValueError(f"{where} lacks the fields: {', '.join(missing)}")
-    return expected(
-        **{name: _build(kind, raw[name], f"{where}.{name}") for name, kind in hints.items()}
-    )
+    return expected(**{name: _build(hints[name], raw[name], f"{where}.{name}") for name in raw})
 
 
 def _is_a(raw: Any, kind: Any) -> bool:

@@ -53,6 +53,7 @@ class _Side:
     system_s: list[float] = field(default_factory=list)
     wall_s: list[float] = field(default_factory=list)
     peak_mib: float = 0.0
+    facts: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -174,6 +175,8 @@ def run_benchmark(
         versions=versions,
         timings=timings,
         pairs=pairs,
+        unit=declared.unit,
+        notes=list(declared.notes),
     )
 
 
@@ -243,6 +246,7 @@ def _start(
     warm = worker.ask(do="measure", loops=1)
     loops = math.ceil(declared.min_seconds / max(warm["wall_s"], 1e-9))
     side = _Side(worker, cold["fingerprint"], cold["wall_s"], min(max(loops, 1), _MAX_LOOPS))
+    side.facts = cold["facts"]
     return side, reply
 
 
@@ -285,6 +289,7 @@ def _timing(name: str, workload: Workload, side: _Side) -> Timing:
         loops=side.loops,
         first_wall_s=side.first_wall_s,
         peak_mib=round(side.peak_mib, 1),
+        facts=side.facts,
     )
 
 

@@ -43,10 +43,16 @@ class Task:
     Args:
         run: The work that is timed. Takes nothing; what it returns goes to `fingerprint`.
         fingerprint: A few named numbers of the result, compared before any time is quoted.
+        units: Units of work in a result, such as effective draws; times are then given per unit.
+            None where every run does the same work.
+        facts: Named numbers to store beside the times, such as the time of a warm-up; asked for
+            once, after the fingerprint.
     """
 
     run: Callable[[], Any]
     fingerprint: Callable[[Any], Fingerprint]
+    units: Callable[[Any], float] | None = None
+    facts: Callable[[Any], Mapping[str, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,9 @@ class Benchmark:
         threads: Threads a contender may use.
         min_seconds: A measurement repeats short work until it lasts at least this long.
         gpu_workloads: Sizes for ``--gpu``; empty where there is no GPU path.
+        unit: What times are given per, where tasks count units; empty for a time of one run.
+        notes: Sentences for the report: conditions of the comparison, or a profile that shows
+            where the time goes.
     """
 
     title: str
@@ -138,6 +147,8 @@ class Benchmark:
     threads: int = 1
     min_seconds: float = 0.1
     gpu_workloads: tuple[Workload, ...] = ()
+    unit: str = ""
+    notes: tuple[str, ...] = ()
 
     def contender(self, name: str) -> Contender:
         """Return the contender called `name`.

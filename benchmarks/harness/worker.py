@@ -6,8 +6,8 @@ to standard error. Only the standard library is imported here: the interpreter m
 
 Requests (``do``) and replies:
     prepare {workload, device, threads}  -> {versions, python, gpu}
-    fingerprint                          -> {fingerprint} and times of this first, cold run
-    measure {loops}                      -> {cpu_s, system_s, wall_s} of one run
+    fingerprint                          -> {fingerprint, facts}, times of this first, cold run
+    measure {loops}                      -> {cpu_s, system_s, wall_s} of one run, or of one unit
     memory                               -> {peak_mib}
     evaluate {quick}                     -> {values, versions, python} and times
 A reply ``{unavailable}`` gives the reason why it cannot run here, ``{error}`` a failure.
@@ -161,12 +161,16 @@ class Worker:
         numbers = {
             key: [float(v) for v in row] for key, row in self.task.fingerprint(result).items()
         }
-        return {"fingerprint": numbers, **elapsed._asdict()}
+        facts = {} if self.task.facts is None else dict(self.task.facts(result))
+        return {"fingerprint": numbers, "facts": facts, **elapsed._asdict()}
 
     def measure(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Time the work."""
+        """Time the work; per unit where the task counts units."""
         assert self.task is not None
-        return clock(self.task.run, request["loops"], self.synchronize)[1]._asdict()
+        loops = 1 if self.task.units else request["loops"]
+        result, elapsed = clock(self.task.run, loops, self.synchronize)
+        units = self.task.units(result) if self.task.units else 1.0
+        return Elapsed(*(seconds / units for seconds in elapsed))._asdict()
 
     def memory(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return the largest memory so far: of the GPU, or of this process and its children."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["DATA", "BNN_GRID"]
+__all__ = ["BNN_GRID", "DATA", "network"]
 
 Arrays = dict[str, Any]
 
@@ -67,3 +67,11 @@ DATA = {
     "radon": _radon,
     "BNN 2x50": _bnn,
 }
+
+
+def network(values: Arrays, x: Any) -> Any:
+    """Return the function [*lead, row] of the network at inputs [row, input]."""
+    root = np.sqrt(values["w2"].shape[-1])
+    hidden = np.tanh(x @ values["w1"] + values["b1"][..., None, :])
+    hidden = np.tanh(hidden @ values["w2"] / root + values["b2"][..., None, :])
+    return (hidden @ values["w3"][..., None])[..., 0] / root + values["b3"][..., None]
