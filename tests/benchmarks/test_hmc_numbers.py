@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.harness import results
 from benchmarks.harness.report import page
@@ -46,8 +47,9 @@ def _prepare(workload: Workload, device: str) -> Task:
 def test_times_are_per_unit_and_facts_come_along() -> None:
     declared = Benchmark("t", "q", ({"n": 1},), (Contender("a", _prepare),), ())
     counted, plain = Worker(declared, "a"), Worker(declared, "a")
+    threads = torch.get_num_threads()
     for worker in (counted, plain):
-        worker.prepare({"workload": {"n": 1}, "device": "cpu", "threads": 1})
+        worker.prepare({"workload": {"n": 1}, "device": "cpu", "threads": threads})
     assert plain.task is not None
     plain.task = dataclasses.replace(plain.task, units=None)
     assert counted.fingerprint({})["facts"] == {"warm-up, CPU s": 1.5}
