@@ -269,6 +269,8 @@ def examples():
         LogNormal,
         PointMass,
     )
+    from probkit.models.nngp_data import Groups
+    from probkit.models.scale_mixture import PaddedStats, spectral_stats
     from probkit.models.standardise import Scaling
 
     for name, source in SOURCES.items():
@@ -284,6 +286,8 @@ def examples():
     yield "standardised", vars(family_posterior(standardize=True))
     yield "quadrature", vars(family_posterior(scale=BurrXII(2.0, 1.0)))
     yield "noise outside", vars(family_posterior(noise_in="outside", scale=BurrXII(2.0, 1.0)))
+    stats = spectral_stats(torch.eye(2).double(), torch.ones(2, 1).double(), 0.1)
+    yield "groups of rows", (Groups.of(["a", 3, "a"]), PaddedStats(stats, torch.ones(()).double()))
     one = torch.ones(2)
     yield "scaling", Scaling(one, one, torch.tensor(0.5), torch.tensor(2.0))
     yield "scaled", ScaledMultivariateNormal(one, torch.eye(2), torch.tensor([1.0, 2.0]))
