@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from probkit.density import check_log_joint, log_joint_of
+from probkit.diagnostics import pareto_k
 from probkit.errors import CapabilityError, ConvergenceWarning, DataError, NumericsWarning
 from probkit.files import storable
 from probkit.guide import Guide, HasBound
@@ -477,7 +478,7 @@ def _error_of(terms: Tensor) -> dict[str, Tensor]:
 
 
 def _pareto_shape(log_w: Tensor) -> float | None:
-    """Return the Pareto shape of importance weights, by ArviZ; None below 100 weights.
+    """Return the Pareto shape of importance weights; None below 100 weights.
 
     Args:
         log_w: Log weights [n].
@@ -489,9 +490,4 @@ def _pareto_shape(log_w: Tensor) -> float | None:
         return math.inf
     if float(weights.max() - weights.min()) < 1e-8:
         return -math.inf  # Equal weights have no tail.
-    import arviz
-
-    with scope(), warnings.catch_warnings():  # Scopes exclude each other: filters are global.
-        warnings.simplefilter("ignore", UserWarning)
-        _, shape = arviz.psislw(weights.numpy())
-    return float(shape)
+    return pareto_k(weights)

@@ -283,7 +283,7 @@ def _risks(ctx: DemoContext) -> None:
         ax.plot(table["expected"], risks.mean(0), "o", markersize=4, label="posterior mean")
         ax.axhline(1.0, color="k", linewidth=0.8)
         ax.set(xlabel="expected deaths", ylabel="relative risk", title="All counties")
-        ax.legend(loc="upper right")
+        ax.legend(loc="upper left")
     ctx.figure(
         fig, "risks", "Raw ratios scatter most where counts are small; posterior risks do not"
     )
