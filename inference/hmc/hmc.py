@@ -49,6 +49,7 @@ class HMC(HamiltonianSampler):
         start: An earlier posterior to start from, as for :class:`NUTS`.
         chunk: Transitions between reports.
         block: Chains in one state, as for :class:`NUTS`.
+        compile: Whether to compile the transitions, as for :class:`NUTS`.
         length: Longest path, in units in which the posterior has variance one; None adapts it.
         max_steps: Leapfrog steps of one transition at most.
 

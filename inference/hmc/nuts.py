@@ -54,6 +54,10 @@ class NUTS(HamiltonianSampler):
         chunk: Transitions between reports.
         block: Chains in one state. A chain's draws are the same alone and among others for equal
             ``block``; None puts all chains in one state, and they share one adaptation.
+        compile: True compiles the transitions for this model and data (C++ compiler needed; some
+            ten seconds, remembered for equal models and data, and on disk); "auto" does for runs of
+            10,000 transitions or more; False never. Draws agree with eager ones up to rounding.
+            Where anything fails the run goes on eagerly; ``attrs["engine"]`` says which it was.
         max_depth: Doublings at most: a path has up to 2^max_depth - 1 steps.
 
     Example:

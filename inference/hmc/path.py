@@ -16,6 +16,7 @@ __all__ = ["PathLength", "halton"]
 _RATE, _BETA2, _TINY = 0.025, 0.95, 1e-12
 _MOST_CHANGE = 0.35
 _INERTIA = 20.0
+_MOST_SLOPE = 20.0  # In units of the median over chains.
 
 
 def halton(index: int) -> float:
@@ -44,7 +45,7 @@ class PathLength(NamedTuple):
         log_average: Log of the averaged longest path, the one to keep.
         square: Adam's running mean of squared gradients.
         updates: Number of updates.
-        centre: Running mean [D] of positions.
+        centre: Running mean [D] of the chains' median positions.
         seen: Number of positions averaged, in transitions.
     """
 
@@ -59,7 +60,7 @@ class PathLength(NamedTuple):
     def start(cls, length: float, position: Tensor) -> PathLength:
         """Begin at a length, with chains at ``position`` [chain, D]."""
         log = math.log(length)
-        return cls(log, log, 0.0, 0, position.mean(0), 1)
+        return cls(log, log, 0.0, 0, position.median(0).values, 1)
 
     def restart(self, length: float) -> PathLength:
         """Begin again at another length, in new whitened coordinates."""
@@ -81,17 +82,21 @@ class PathLength(NamedTuple):
         chains = len(start)
         seen = self.seen + 1
         weight = max(chains / (chains + _INERTIA), 1.0 / seen)
-        centre = self.centre + weight * (start.mean(0) - self.centre)
+        # The median over chains, and slopes within a bound: a lost chain must not rule the rest.
+        centre = self.centre + weight * (start.median(0).values - self.centre)
         before = metric.whiten(start - centre)
         after = metric.whiten(end.point.position - centre)
         gain = after.square().sum(-1) - before.square().sum(-1)
         slope = gain * (after * end.momentum).sum(-1)
         trust = torch.where(torch.isfinite(slope), acceptance, 0.0)
+        slope = slope.nan_to_num(0.0, 0.0, 0.0)
+        bound = _MOST_SLOPE * slope.abs().median()
+        slope = slope.clamp(-bound, bound)
         total = float(trust.sum())
         fresh = self._replace(centre=centre, seen=seen)
         if total < 1e-3 * chains:
             return fresh
-        mean_slope = float((trust * slope.nan_to_num(0.0, 0.0, 0.0)).sum()) / total
+        mean_slope = float((trust * slope).sum()) / total
         return fresh._climb(jitter * math.exp(self.log_length) * mean_slope)
 
     def _climb(self, gradient: float) -> PathLength:

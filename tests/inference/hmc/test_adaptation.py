@@ -123,8 +123,12 @@ def test_the_halton_sequence_fills_the_interval():
     assert sorted(points.tolist()) == [k / 256 for k in range(1, 256)]
 
 
-def test_the_path_length_climbs_to_the_best_of_a_normal(generator):
-    """On a unit normal ChEES is best at a quarter period, pi / 2, without jitter."""
+@pytest.mark.parametrize("lost", [0, 2])
+def test_the_path_length_climbs_to_the_best_of_a_normal(lost, generator):
+    """On a unit normal ChEES is best at a quarter period, pi / 2, without jitter.
+
+    Chains that are lost far away pull towards their own length, but cannot pull hard.
+    """
     chains = 200
     unit = Metric(torch.ones(5, dtype=torch.float64))
     start = torch.zeros(chains, 5, dtype=torch.float64)
@@ -135,6 +139,8 @@ def test_the_path_length_climbs_to_the_best_of_a_normal(generator):
         t = math.exp(path.log_length)
         end = q * math.cos(t) + p * math.sin(t)
         speed = p * math.cos(t) - q * math.sin(t)
+        # Still on their way: they gain distance as long as they go on.
+        q[:lost], end[:lost], speed[:lost] = 1e4, 1e4 + 1e3 * t, 1e3
         phase = Phase(Point(end, q[:, 0], q), speed)
         path = path.update(unit, q, phase, torch.ones(chains, dtype=torch.float64), 1.0)
     assert math.exp(path.log_average) == pytest.approx(math.pi / 2, rel=0.1)
