@@ -7,6 +7,13 @@ from typing import TYPE_CHECKING, Any
 from probkit.models.arphmm import ARPHMM, Sequences, SwitchingPrior
 from probkit.models.bnn import BNN
 from probkit.models.deep_kernel_machine import DeepKernelMachine
+from probkit.models.functional_prior import (
+    LayerwiseBNN,
+    MatchedPrior,
+    PriorMatch,
+    ProcessPrior,
+    sliced_wasserstein,
+)
 from probkit.models.nngp import ScaleMixtureNNGP, ScaleProposal
 from probkit.models.nngp_classification import (
     LabelledData,
@@ -53,12 +60,16 @@ __all__ = [
     "KroneckerSBL",
     "KroneckerSparseBayes",
     "LabelledData",
+    "LayerwiseBNN",
     "LinearGaussian",
     "LogNormal",
+    "MatchedPrior",
     "PointMass",
-    "SamplePaths",
+    "PriorMatch",
+    "ProcessPrior",
     "RVMClassifier",
     "RVMRegressor",
+    "SamplePaths",
     "ScaleMixture",
     "ScaleMixtureClassifier",
     "ScaleMixtureNNGP",
@@ -73,6 +84,7 @@ __all__ = [
     "SwitchingPrior",
     "WideEnsemble",
     "sample_paths",
+    "sliced_wasserstein",
 ]
 
 _ESTIMATORS = ("KroneckerSparseBayes", "RVMClassifier", "RVMRegressor", "SparseBayesRegressor")

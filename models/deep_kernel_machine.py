@@ -266,7 +266,7 @@ class DeepKernelMachine(Model):
                 loss.backward()
             return loss
 
-        optimizer.step(closure)  # type: ignore[arg-type]
+        optimizer.step(closure)
         return self._factors(raw.detach(), free, n)
 
     def _factors(self, raw: Tensor, free: Sequence[int], n: int) -> list[Tensor]:

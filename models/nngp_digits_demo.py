@@ -209,10 +209,12 @@ def _verdict(frame: pd.DataFrame) -> str:
     clean = frame[frame["severity"] == 0].groupby("model", sort=False)[["NLL", "ECE"]].mean()
 
     def pair(table: pd.DataFrame, name: str) -> str:
-        return f"{table.loc[name, 'NLL']:.2f} (ECE {table.loc[name, 'ECE']:.2f})"
+        row: Any = table.loc[name]
+        return f"{row['NLL']:.2f} (ECE {row['ECE']:.2f})"
 
     table = frame.pivot_table(index=["corruption", "severity"], columns="model", values="NLL")
-    cautious = [f"{kind} {size:g}" for kind, size in table.index[table[plain] < table[mixture]]]
+    worse = table.index[table[plain] < table[mixture]].tolist()
+    cautious = [" ".join(map(str, key)) for key in worse]
     gap = (frame["confidence"] - frame["accuracy"]).groupby(frame["model"], sort=False).mean()
     return (
         f"On clean digits the NLL is {pair(clean, plain)} for {plain}, {pair(clean, fixed)} for "

@@ -24,8 +24,11 @@ def kernel() -> Any:
     return NNGPKernel(depth=3, learn=())
 
 
-def peer(inducing: Any, classes: int) -> tuple[Any, Any]:
-    """Return GPyTorch's model (whitened, shared inducing inputs) and softmax likelihood."""
+def peer(inducing: Any, classes: int, *, learn_scale: bool = False) -> tuple[Any, Any]:
+    """Return GPyTorch's model (whitened, shared inducing inputs) and softmax likelihood.
+
+    ``learn_scale`` puts a learned output scale, from one on, before the kernel.
+    """
     import gpytorch
     import torch
 
@@ -43,7 +46,9 @@ def peer(inducing: Any, classes: int) -> tuple[Any, Any]:
                 )
             )
             self.mean_module = gpytorch.means.ZeroMean()
-            self.covar_module = kernel()
+            scaled = gpytorch.kernels.ScaleKernel(kernel())
+            scaled.initialize(outputscale=1.0)
+            self.covar_module = scaled if learn_scale else kernel()
 
         def forward(self, x: Any) -> Any:
             mean, covariance = self.mean_module(x), self.covar_module(x)

@@ -44,13 +44,15 @@ def _regression(data: tuple[Any, ...], tests: dict[str, Any]) -> dict[str, Any]:
     return {name: posterior.predict(x).probs for name, x in tests.items()}
 
 
-def _peer(data: tuple[Any, ...], tests: dict[str, Any], steps: int) -> dict[str, Any]:
+def _peer(
+    data: tuple[Any, ...], tests: dict[str, Any], steps: int, learn_scale: bool
+) -> dict[str, Any]:
     from benchmarks.nngp import _svgp
     from probkit.models.nngp_classification.data import stratified
     from probkit.rng import scope
 
     x, y = data
-    model, likelihood = _svgp.peer(x[stratified(y, _INDUCING)], 10)
+    model, likelihood = _svgp.peer(x[stratified(y, _INDUCING)], 10, learn_scale=learn_scale)
     with scope(rng=0):
         _svgp.train_peer(
             model, likelihood, x, y, steps=steps, batch=_BATCH, draws=_DRAWS, lr=_LR
@@ -69,7 +71,8 @@ def _evaluate(quick: bool) -> list[Value]:
     tests = {"clean": x_test, f"noise {_NOISE}": x_test + _NOISE * noise}
     steps = 20 if quick else _STEPS
     results = {
-        "GPyTorch SVGP": _peer((x, y), tests, steps),
+        "GPyTorch SVGP": _peer((x, y), tests, steps, False),
+        "GPyTorch SVGP, learned scale": _peer((x, y), tests, steps, True),
         "fixed scale": _ours(PointMass(1.0), (x, y), tests, steps),
         "inverse gamma": _ours(InverseGamma(2.0, 2.0), (x, y), tests, steps),
         "Gaussian likelihood": _regression((x, y), tests),

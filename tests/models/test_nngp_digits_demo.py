@@ -59,5 +59,5 @@ def test_the_verdict_reads_its_numbers():
     ]  # fmt: skip
     text = demo._verdict(pd.DataFrame(rows))
     assert "On clean digits the NLL is 2.00 (ECE 0.10) for NNGP, scale 1" in text
-    assert "better NLL than the mixture at: noise 1." in text
+    assert "better NLL than the mixture at: noise 1.0." in text
     assert "-0.10, -0.10, -0.10" in text
