@@ -4,8 +4,9 @@ The sets are read from ``PROBKIT_DATA/nngp`` (whitespace-separated text, last co
 Splits are the common 90/10 ones, drawn one after another from NumPy's legacy generator with
 seed 1. Everything is standardised with training statistics; the log density is on the scale of y.
 
-Sets of more than 2,000 rows are fitted on the first 1,000 training rows of each split; the inverse
-gamma model is also conditioned on all training rows with the hyper-parameters found on those.
+Hyper-parameters are found by at most 60 iterations of L-BFGS. Sets of more than 2,000 rows are
+fitted on, and predicted from, the first 1,000 training rows of each split. The Burr law is run on
+the splits for which there is a reference figure: with hundreds of rows the laws hardly differ.
 
 Two kinds of figures stand beside ours. Over the first splits: means of an independent
 implementation (ReLU, two hidden layers, hyper-parameters by LBFGS on the marginal likelihood,
@@ -18,6 +19,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -134,33 +136,23 @@ def _score(posterior: Any, split: _Split) -> _Score:
 
 
 def _fit(split: _Split, law: str, rows: int) -> Any:
-    from probkit import infer
+    from probkit import ConvergenceWarning, infer
     from probkit.inference import MAP, Direct
 
-    return infer(_model(law), (split.x[:rows], split.y[:rows]), Direct(hyper=MAP()), rng=0)
+    search = MAP(restarts=1, max_iter=60)
+    with warnings.catch_warnings():
+        # The limit of iterations is part of the protocol.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        data = split.x[:rows], split.y[:rows]
+        return infer(_model(law), data, Direct(hyper=search), rng=0)
 
 
-def _on_all_rows(posterior: Any, split: _Split) -> Any:
-    """Condition on all training rows, hyper-parameters kept."""
-    from probkit import infer
-    from probkit.inference import Direct
-
-    hyper = {name: value[0, 0] for name, value in posterior.draws.items()}
-    return infer(posterior.model, (split.x, split.y), Direct(hyper=hyper), rng=0)
-
-
-def _scores(name: str, law: str, splits: Sequence[_Split]) -> dict[str, list[_Score]]:
-    """Score each split, for the rows fitted on and, for large sets, for all training rows."""
-    found: dict[str, list[_Score]] = {}
+def _scores(name: str, law: str, splits: Sequence[_Split]) -> list[_Score]:
+    found = []
     for index, split in enumerate(splits):
         rows = _FIT_ROWS if name in _LARGE else len(split.x)
-        posterior = _fit(split, law, rows)
-        what = f"{name}, {law}, {rows} rows" if name in _LARGE else f"{name}, {law}"
-        found.setdefault(what, []).append(_score(posterior, split))
-        if name in _LARGE and law == "inverse gamma":
-            whole = _score(_on_all_rows(posterior, split), split)
-            found.setdefault(f"{name}, {law}, all rows", []).append(whole)
-        print(f"  {what}, split {index}: {found[what][-1]}", file=sys.stderr, flush=True)
+        found.append(_score(_fit(split, law, rows), split))
+        print(f"  {name}, {law}, split {index}: {found[-1]}", file=sys.stderr, flush=True)
     return found
 
 
@@ -196,14 +188,23 @@ def _beside_dropout(what: str, name: str, scores: Sequence[_Score]) -> list[Valu
     ]
 
 
+def _burr_splits(name: str) -> int:
+    return _REFERENCES[name].splits if name in _REFERENCES else 0
+
+
 def _evaluate(quick: bool) -> list[Value]:
     values = []
     for name in ("yacht",) if quick else _DROPOUT:
         count = 1 if quick else _LARGE_SPLITS if name in _LARGE else _SPLITS
         splits = list(_splits(name, count))
         for law in _LAWS:
-            for what, scores in _scores(name, law, splits).items():
-                values += _against_reference(what, name, law, scores)
+            used = splits if law != "Burr" else splits[: _burr_splits(name)]
+            if not used:
+                continue
+            scores = _scores(name, law, used)
+            what = f"{name}, {law}" + (f", {_FIT_ROWS} rows" if name in _LARGE else "")
+            values += _against_reference(what, name, law, scores)
+            if law != "Burr":
                 values += _beside_dropout(what, name, scores)
     return values
 
@@ -217,4 +218,5 @@ BENCHMARK = Quality(
     ),
     evaluate=_evaluate,
     packages=("probkit", "torch", "gpytorch", "scikit-learn"),
+    timeout=5400.0,
 )
