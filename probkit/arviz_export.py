@@ -20,7 +20,7 @@ from torch import Tensor
 from probkit.errors import CapabilityError, DataError
 from probkit.model import Values
 from probkit.numerics import ess_from_log_weights
-from probkit.rng import Rng, require_rng, stream
+from probkit.rng import Rng, require_rng, scope, stream
 from probkit.sources import Closed, Fitted, Population
 
 if TYPE_CHECKING:
@@ -35,8 +35,9 @@ def to_arviz(post: Posterior, *, draws: int = 1000, rng: Rng | None = None) -> A
     """Export a posterior for ArviZ.
 
     Stored draws are exported as they are. Closed forms and fitted guides are sampled, and weighted
-    draws are resampled (ArviZ knows no weights); both need ``rng``. Complex sites become two
-    variables, ``name_real`` and ``name_imag``.
+    draws are resampled (ArviZ knows no weights); both need ``rng``. A closed form that is mixed
+    over draws of hyper-parameters keeps these, with one draw of its sites for each. Complex sites
+    become two variables, ``name_real`` and ``name_imag``.
 
     Args:
         post: The posterior.
@@ -164,6 +165,8 @@ def _take(post: Posterior, draws: int, rng: Rng | None) -> _Taken:
 def _sampled(post: Posterior, draws: int, rng: Rng | None) -> _Taken:
     """Draw from a closed form or a fitted guide, one chain for each independent fit."""
     root = stream(require_rng(rng, "exporting a posterior without stored draws"), "export")
+    if isinstance(post.source, Closed) and post.source.is_mixture and post.log_weights is None:
+        return _one_for_each(post, post.source, root)
     source, data = post.source, post.context.data
     parts = [source]
     if isinstance(source, Fitted):
@@ -180,6 +183,14 @@ def _sampled(post: Posterior, draws: int, rng: Rng | None) -> _Taken:
             log_likelihood = pointwise(values, data)
     note = {"sampled": f"{draws} draws per chain from a {type(source).__name__} posterior"}
     return _Taken(values, post.sample_stats, log_likelihood, note)
+
+
+def _one_for_each(post: Posterior, source: Closed, root: torch.Generator) -> _Taken:
+    """Draw the sites of a closed form once for each draw [chain, draw] of its hyper-parameters."""
+    with scope(rng=stream(root, "sites")):
+        sites = {name: law.sample() for name, law in source.joint.items()}
+    note = {"sampled": "one draw of each site given every draw of the hyper-parameters"}
+    return _Taken({**(source.hyper or {}), **sites}, post.sample_stats, {}, note)
 
 
 def _resampled(post: Posterior, log_weights: Tensor, draws: int, rng: Rng | None) -> _Taken:

@@ -108,19 +108,19 @@ def test_the_export_holds_scales_that_belong_to_their_hyper_parameters():
     from probkit.sources import Draws
 
     problem = Problem(model, model.prepare(data))
-    values = {
-        "kernel.w_std": torch.tensor([[0.3, 6.0]]).double(),
-        "noise_var": torch.tensor([[0.1, 0.1]]).double(),
-    }
+    w_std = torch.tensor([0.3, 6.0]).double().repeat(4, 500)  # [chain, draw]
+    values = {"kernel.w_std": w_std, "noise_var": torch.full_like(w_std, 0.1)}
     source = Draws(values)
     post = condition_on_draws(problem, make_posterior(problem, source), source)
-    exported = post.to_arviz(draws=4000, rng=0).posterior
-    first = exported["kernel.w_std"].values < 1
+    exported = post.to_arviz(rng=0).posterior
+    assert dict(exported.sizes) == {"chain": 4, "draw": 1000}
+    assert bool((exported["kernel.w_std"].values == w_std.numpy()).all())
     law = post.source.joint["scale_var"]
-    for number, chosen in enumerate((first, ~first)):
-        drawn = torch.tensor(exported["scale_var"].values[chosen])
+    drawn = torch.tensor(exported["scale_var"].values)
+    for number in (0, 1):
         mean, variance = law.mean[0, number], law.variance[0, number]
-        z = (drawn.mean() - mean) / (variance / len(drawn)).sqrt()
+        part = drawn[:, number::2]
+        z = (part.mean() - mean) / (variance / part.numel()).sqrt()
         assert abs(float(z)) < 4
     assert float(law.mean[0, 0]) != pytest.approx(float(law.mean[0, 1]), rel=0.05)
 
