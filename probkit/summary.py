@@ -179,10 +179,13 @@ def _law_columns(post: Posterior) -> dict[str, Columns]:
     columns: dict[str, Columns] = {}
     with torch.no_grad():
         if isinstance(source, Closed) and source.is_mixture:
-            for name, dist in source.joint.items():
-                columns[name] = _moments(_hyper_mixture(source, dist))
+            for site, joint in source.joint.items():
+                for name, dist in _real_laws(site, joint):
+                    columns[name] = _moments(_hyper_mixture(source, dist))
         elif isinstance(source, Closed):
-            columns.update({name: _columns_of([dist]) for name, dist in source.joint.items()})
+            for site, joint in source.joint.items():
+                laws = _real_laws(site, joint)
+                columns.update({name: _columns_of([dist]) for name, dist in laws})
         elif isinstance(source, Fitted) and not post.marginals:
             columns.update({name: _columns_of(fits) for name, fits in _fits(post).items()})
         for name, marginal in post.marginals.items():
@@ -190,8 +193,21 @@ def _law_columns(post: Posterior) -> dict[str, Columns]:
                 parts = {f"{name}[{i}]": _columns_of([part]) for i, part in enumerate(marginal)}
                 columns.update(parts)
             else:
-                columns[name] = _columns_of([marginal])
+                laws = _real_laws(name, marginal)
+                columns.update({part: _columns_of([law]) for part, law in laws})
     return columns
+
+
+def _real_laws(name: str, dist: Distribution) -> list[tuple[str, Distribution]]:
+    """A complex law, one with ``real`` and ``imag`` parts that are laws, becomes those two."""
+    try:
+        law = D.marginals(dist)
+    except CapabilityError:
+        return [(name, dist)]
+    parts = getattr(law, "real", None), getattr(law, "imag", None)
+    if isinstance(parts[0], Distribution) and isinstance(parts[1], Distribution):
+        return [(f"{name}.real", parts[0]), (f"{name}.imag", parts[1])]
+    return [(name, dist)]
 
 
 def _hyper_mixture(source: Closed, dist: Distribution) -> Mixture:

@@ -320,7 +320,13 @@ class SparseModel(Model):
         return _summed(self.pointwise_log_likelihood(values, data)["y"], _parts(data)[0].ndim)
 
     def pointwise_log_likelihood(self, values: Values, data: Any) -> Mapping[str, Tensor]:
-        """Return {"y": log density of every measurement} [*batch, *y]; zero where not observed."""
+        """Return {"y": log density of every measurement} [*batch, *y]; zero where not observed.
+
+        Empty for values without weights (the variances of a fit, which the weights were summed
+        out for).
+        """
+        if "weights" not in values:
+            return {}
         y, observed = _parts(data)
         noise = self._noise_of(values, y)
         law = elementwise_law(

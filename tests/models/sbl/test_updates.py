@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor
 
 from probkit import infer
+from probkit.errors import ConvergenceWarning
 from probkit.models import EvidenceMaximization, KroneckerSBL, SparseRegression
 from probkit.models.sbl.block import block_step, coupling_matrix
 from probkit.models.sbl.e_step import dense_moments
@@ -207,18 +210,19 @@ def test_rank_one_updates_do_not_drift(shape: tuple[int, int], dtype: torch.dtyp
     assert fresh.log_evidence > empty.log_evidence
 
 
-@pytest.mark.slow
 def test_mackay_mm_and_fast_meet() -> None:
-    """n = 100, p = 300, ten non-zeros, known noise: one evidence within 0.5, EM not above it."""
+    """n = 100, p = 300, ten non-zeros, known noise: one evidence within 0.5; EM is still below."""
     H, _, y, s2 = plain(100, 300, 10, 1)
     reached = {}
     for update in ("mackay", "mm", "fast", "em"):
-        fit = EvidenceMaximization(max_iter=1500, tolerance=1e-6, prune=None)
+        fit = EvidenceMaximization(max_iter=300, tolerance=1e-6, prune=None)
         model = SparseRegression(H, noise_var=s2, update=update)
-        reached[update] = float(infer(model, y, fit, rng=0).log_evidence.value)
+        with warnings.catch_warnings():  # EM, and the last digits of MM, need more steps
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            reached[update] = float(infer(model, y, fit, rng=0).log_evidence.value)
     three = [reached[update] for update in ("mackay", "mm", "fast")]
     assert max(three) - min(three) <= 0.5, reached
-    assert reached["em"] <= max(three) + 0.5, reached
+    assert reached["em"] <= max(three), reached
 
 
 # ------------------------------------------------------------------- block sparsity
