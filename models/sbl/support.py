@@ -14,7 +14,7 @@ from probkit.models.sbl.laws import ComplexNormal, WeightLaw
 from probkit.posterior import Posterior
 from probkit.sources import Closed
 
-__all__ = ["support", "support_probability"]
+__all__ = ["support_mask", "support_probability"]
 
 
 def support_probability(post: Posterior, threshold: float | None = None) -> Tensor:
@@ -59,7 +59,9 @@ def support_probability(post: Posterior, threshold: float | None = None) -> Tens
     return torch.tensordot(torch.softmax(weights.flatten(), 0).to(exceeds), exceeds, dims=1)
 
 
-def support(post: Posterior, threshold: float | None = None, probability: float = 0.5) -> Tensor:
+def support_mask(
+    post: Posterior, threshold: float | None = None, probability: float = 0.5
+) -> Tensor:
     """The weights that exceed ``threshold`` with at least ``probability``, as a boolean mask.
 
     Raises:

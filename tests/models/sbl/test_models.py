@@ -28,7 +28,7 @@ from probkit.models.sbl.e_step import dense_moments
 from probkit.models.sbl.laws import WeightLaw
 from probkit.models.sbl.mode_products import mode_products, outer
 from probkit.models.sbl.simulators import simulate_kronecker
-from probkit.models.sbl.support import support, support_probability
+from probkit.models.sbl.support import support_mask, support_probability
 from probkit.testing import ModelConformance, SamplerConformance, assert_mean
 from probkit.testing.statistics import z_bound
 
@@ -109,8 +109,8 @@ def test_sparse_weights_are_recovered(
     post = infer(SparseRegression(H, noise_var=s2, update=update), y, rng=0)
     mean = post.analytic["weights"].mean
     assert float((mean - x).abs().square().sum() / x.abs().square().sum()) < 0.02
-    assert bool(support(post, threshold=0.3)[[1, 4, 7]].all())
-    assert int(support(post, threshold=0.3).sum()) == 3
+    assert bool(support_mask(post, threshold=0.3)[[1, 4, 7]].all())
+    assert int(support_mask(post, threshold=0.3).sum()) == 3
     assert isinstance(post.analytic["weights"], ComplexNormal) == dtype.is_complex
 
 
@@ -553,7 +553,7 @@ def test_bad_predictions_and_noise() -> None:
     with pytest.raises(DataError, match="threshold: expected a finite number"):
         support_probability(post, -1.0)
     with pytest.raises(DataError, match="probability: expected"):
-        support(post, probability=0.0)
+        support_mask(post, probability=0.0)
 
 
 def test_zero_columns_warn_and_stay_zero() -> None:
