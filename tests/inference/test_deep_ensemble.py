@@ -92,7 +92,7 @@ def test_the_first_members_do_not_depend_on_how_many_follow():
 def test_a_concave_problem_has_one_answer():
     """All members given all data reach the one mode, that of the closed form."""
     post = pk.infer(
-        LineModel(), line_data(), DeepEnsemble(members=3, steps=1500, lr=0.05, fraction=1.0), rng=0
+        LineModel(), line_data(), DeepEnsemble(members=3, steps=700, lr=0.1, fraction=1.0), rng=0
     )
     mean, _, _ = LineModel().exact(line_data())
     torch.testing.assert_close(post.draws["w"][0], mean.expand(3, 2), rtol=0, atol=1e-4)
@@ -100,7 +100,7 @@ def test_a_concave_problem_has_one_answer():
 
 
 def test_one_member_is_a_point_estimate_and_agrees_with_map():
-    options = DeepEnsemble(members=1, steps=1500, lr=0.05, fraction=1.0)
+    options = DeepEnsemble(members=1, steps=700, lr=0.1, fraction=1.0)
     post = pk.infer(RateModel(), torch.tensor([0.3, 1.2, 0.1, 0.8]).double(), options, rng=0)
     exact = pk.infer(RateModel(), torch.tensor([0.3, 1.2, 0.1, 0.8]).double(), MAP(), rng=0)
     assert post.is_point_estimate
@@ -111,7 +111,7 @@ def test_one_member_is_a_point_estimate_and_agrees_with_map():
 def test_the_jacobian_moves_the_mode(jacobian):
     data = torch.tensor([0.3, 1.2, 0.1, 0.8]).double()
     a, b = RateModel().exact(data)
-    sampler = DeepEnsemble(members=2, steps=1500, lr=0.05, jacobian=jacobian)
+    sampler = DeepEnsemble(members=2, steps=700, lr=0.1, jacobian=jacobian)
     post = pk.infer(RateModel(), data, sampler, rng=0)
     expected = (a - (0.0 if jacobian else 1.0)) / b
     torch.testing.assert_close(
@@ -142,7 +142,7 @@ def test_pyro_programs_can_be_fitted():
 
     y = torch.tensor([0.3, 1.2, 0.1, 0.8]).double()
     model = pk.FromPyro(program, observed=("y",))
-    post = pk.infer(model, {"y": y}, DeepEnsemble(members=3, steps=800, lr=0.05), rng=0)
+    post = pk.infer(model, {"y": y}, DeepEnsemble(members=3, steps=500, lr=0.1), rng=0)
     mean = y.sum() / (len(y) + 1 / 9)
     torch.testing.assert_close(post.draws["mu"][0], mean.expand(3), rtol=0, atol=1e-4)
 

@@ -15,6 +15,7 @@ NEW = torch.tensor([[0.0, 0.0], [0.5, -0.5], [-1.5, 1.0]]).double()
 
 class TestIid(ModelConformance):
     latents = ("f",)
+    prior_draws = 150
 
     def problem(self):
         model = BNN(hidden=(3,), noise_var=LogNormal(-2.0, 0.7), prior_std=0.8, inputs=X)

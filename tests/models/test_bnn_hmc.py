@@ -47,7 +47,7 @@ def _toy():
 
 def _sample(model, data, **options):
     """Sixteen chains from as many modes."""
-    modes = DeepEnsemble(members=16, steps=1000, lr=0.02, fraction=1.0)
+    modes = DeepEnsemble(members=16, steps=600, lr=0.02, fraction=1.0)
     start = pk.infer(model, data, modes, rng=1)
     return pk.infer(model, data, HMC(start=start, max_steps=128, **options), rng=0, chains=16)
 
@@ -55,10 +55,10 @@ def _sample(model, data, **options):
 def test_an_iid_prior_covers_the_truth_of_a_wavy_function():
     data, grid, truth = _toy()
     model = BNN(hidden=(50,), prior_std=10**0.5, noise_var=1e-3)
-    mass = torch.ones(151).double()
-    post = _sample(
-        model, data, draws=80, warmup=80, length=3.0, inverse_mass=mass, adapt_mass=False
-    )
+    options = {"length": 3.0, "inverse_mass": torch.ones(151).double(), "adapt_mass": False}
+    # The functions of iid priors mix slowly (R-hat far above 1.1), and a few transitions diverge.
+    with pytest.warns(pk.ConvergenceWarning, match="R-hat of"):
+        post = _sample(model, data, draws=100, warmup=100, **options)
     f = post.predict(grid, site="f")
     low, high = f.quantile([0.025, 0.975])
     assert float(((truth >= low) & (truth <= high)).double().mean()) >= 0.6
@@ -68,8 +68,8 @@ def test_an_iid_prior_covers_the_truth_of_a_wavy_function():
 def test_functions_under_a_fan_in_prior_mix():
     data, grid, _ = _toy()
     model = BNN(hidden=(50,), prior="fan_in", gains=(5.0, 1.5), prior_std=5.0, noise_var=1e-3)
-    with pytest.warns(pk.ConvergenceWarning, match="R-hat of"):  # Weights may change places.
-        post = _sample(model, data, draws=120, warmup=120)
-    f = post.predict(grid[::5], site="f").values.reshape(16, 120, -1)
+    post = _sample(model, data, draws=80, warmup=80)
+    # Of the function: hidden units may change places, so the weights' own means little.
+    f = post.predict(grid[::5], site="f").values.reshape(16, 80, -1)
     rhat = [float(arviz.rhat(f[..., k].numpy())) for k in range(f.shape[-1])]
     assert max(rhat) <= 1.1
