@@ -57,7 +57,7 @@ def test_an_iid_prior_covers_the_truth_of_a_wavy_function():
     model = BNN(hidden=(50,), prior_std=10**0.5, noise_var=1e-3)
     options = {"length": 3.0, "inverse_mass": torch.ones(151).double(), "adapt_mass": False}
     # The functions of iid priors mix slowly (R-hat far above 1.1), and a few transitions diverge.
-    with pytest.warns(pk.ConvergenceWarning, match="R-hat of"):
+    with pytest.warns(pk.ConvergenceWarning):
         post = _sample(model, data, draws=100, warmup=100, **options)
     f = post.predict(grid, site="f")
     low, high = f.quantile([0.025, 0.975])
