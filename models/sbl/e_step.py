@@ -32,7 +32,7 @@ def dense_moments(dictionary: Tensor, variance: Tensor, noise_var: Tensor, y: Te
     Example:
         >>> one = torch.ones(1, dtype=torch.float64)
         >>> moments = dense_moments(one[:, None], one, one[0], 2 * one[:, None])
-        >>> moments.mean.item(), moments.variance.item()
+        >>> round(moments.mean.item(), 6), round(moments.variance.item(), 6)
         (1.0, 0.5)
     """
     rows, columns = dictionary.shape[-2:]

@@ -355,7 +355,7 @@ class EvidenceMaximization(Sampler):
         }
         _warn_of_zeros(sparse, [part[chosen] for part in parts])
         if sparse.noise_var is None:
-            _warn_of_collapse(sparse, freedom[chosen], state["noise_var"][chosen])
+            _warn_of_collapse(sparse, freedom[chosen])
         total = [float(value) for value in trace[:, 0].sum(-1)]
         return replace(
             posterior,
@@ -446,11 +446,11 @@ def _warn_of_zeros(sparse: SparseProblem, variances: Variances) -> None:
         )
 
 
-def _warn_of_collapse(sparse: SparseProblem, freedom: Tensor, noise_var: Tensor) -> None:
-    rows = torch.arange(len(noise_var), device=noise_var.device)
+def _warn_of_collapse(sparse: SparseProblem, freedom: Tensor) -> None:
+    rows = torch.arange(len(freedom), device=freedom.device)
     snapshots, size = sparse.y.shape[1], sparse.data_counts(rows)
     used = snapshots * freedom
-    bad = (used > COLLAPSE * size) | (noise_var <= sparse.floor[rows % sparse.n])
+    bad = used > COLLAPSE * size
     if bool(bad.any()):
         warnings.warn(
             f"the learned noise variance collapsed in {int(bad.sum())} of {len(bad)} problems: the "
