@@ -24,7 +24,7 @@ __all__ = [
     "PALETTE",
     "band_plot",
     "calibration_plot",
-    "coverage",
+    "central_coverage",
     "coverage_plot",
     "density_plot",
     "ecdf_difference_plot",
@@ -167,7 +167,7 @@ def interval_plot(
     return ax
 
 
-def coverage(pit: ArrayLike, levels: ArrayLike) -> NDArray[np.float64]:
+def central_coverage(pit: ArrayLike, levels: ArrayLike) -> NDArray[np.float64]:
     """Share of observations inside the central intervals of each nominal level.
 
     An observation lies inside the central interval of level ``c`` when its probability integral
@@ -184,7 +184,7 @@ def coverage(pit: ArrayLike, levels: ArrayLike) -> NDArray[np.float64]:
         DataError: A value lies outside [0, 1] or there is none.
 
     Example:
-        >>> coverage([0.05, 0.5, 0.8], [0.5, 0.8]).round(3).tolist()
+        >>> central_coverage([0.05, 0.5, 0.8], [0.5, 0.8]).round(3).tolist()
         [0.333, 0.667]
     """
     u = _unit_interval(pit, "pit")
@@ -231,7 +231,7 @@ def calibration_plot(
     if not pits:
         raise DataError("expected at least one model's pit values [obs], got none")
     grid = _unit_interval(np.linspace(0.05, 0.95, 19) if levels is None else levels, "levels")
-    curves = {name: coverage(u, grid) for name, u in pits.items()}
+    curves = {name: central_coverage(u, grid) for name, u in pits.items()}
     count = min(np.asarray(u).size for u in pits.values())
     low, high = (binom.ppf(q, count, grid) / count for q in (0.5 - band / 2, 0.5 + band / 2))
     ax.fill_between(grid, low, high, color="#d9d9d9", alpha=0.6, label=f"{band:.0%} if calibrated")
@@ -278,7 +278,7 @@ def coverage_plot(ax: Axes, pits: Mapping[str, ArrayLike], *, band: float = 0.95
     ax.fill_between(grid, low, high, color="#d9d9d9", alpha=0.6, label=f"{band:.0%} if calibrated")
     ax.plot([0, 1], [0, 1], color="#8a8a8a", linewidth=0.9, linestyle="--")
     for (name, u), colour in zip(pits.items(), _colours(len(pits)), strict=True):
-        curve = coverage(u, grid)
+        curve = central_coverage(u, grid)
         ax.plot(grid, curve, color=colour, marker="o", markersize=2.5, label=name)
     ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="nominal coverage", ylabel="empirical coverage")
     ax.set_aspect("equal")

@@ -20,7 +20,7 @@ def axes():
 def test_coverage_of_a_calibrated_model_lies_in_the_binomial_band():
     n, levels = 4000, np.array([0.1, 0.5, 0.9])
     y = np.random.default_rng(0).normal(size=n)
-    hits = plots.coverage(norm.cdf(y), levels) * n
+    hits = plots.central_coverage(norm.cdf(y), levels) * n
     assert (np.abs(hits - n * levels) < 4 * np.sqrt(n * levels * (1 - levels))).all()
 
 
@@ -29,18 +29,18 @@ def test_coverage_of_a_narrow_model_falls_short():
     y = np.random.default_rng(0).normal(size=n)
     # intervals half as wide as they should be cover 2 Phi(z/2) - 1
     expected = 2 * norm.cdf(norm.ppf(0.95) / 2) - 1
-    found = plots.coverage(norm.cdf(y, scale=0.5), [level])[0]
+    found = plots.central_coverage(norm.cdf(y, scale=0.5), [level])[0]
     assert abs(found - expected) < 4 * np.sqrt(expected * (1 - expected) / n)
 
 
 def test_coverage_counts_the_edge():
-    assert plots.coverage([0.25, 0.75], [0.5])[0] == 1.0
+    assert plots.central_coverage([0.25, 0.75], [0.5])[0] == 1.0
 
 
 @pytest.mark.parametrize("bad", [[-0.1], [1.1], [np.nan], []])
 def test_coverage_refuses_what_is_no_probability(bad):
     with pytest.raises(DataError, match="expected pit between 0 and 1"):
-        plots.coverage(bad, [0.5])
+        plots.central_coverage(bad, [0.5])
 
 
 def test_calibration_plot_draws_the_coverage_and_the_band():
@@ -48,7 +48,7 @@ def test_calibration_plot_draws_the_coverage_and_the_band():
     levels = np.array([0.25, 0.5, 0.75])
     ax = plots.calibration_plot(axes(), {"model": u}, levels=levels)
     diagonal, curve = ax.lines
-    np.testing.assert_allclose(curve.get_ydata(), plots.coverage(u, levels))
+    np.testing.assert_allclose(curve.get_ydata(), plots.central_coverage(u, levels))
     assert list(diagonal.get_xdata()) == list(diagonal.get_ydata()) == [0, 1]
     edge = ax.collections[0].get_paths()[0].vertices
     low = binom.ppf(0.025, 200, 0.5) / 200
