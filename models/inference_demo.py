@@ -208,8 +208,8 @@ def _schools(ctx: DemoContext) -> None:
         that no step size fits. Written in standardised effects (non-centred) it has no neck.
         """
     )
-    draws, warmup = (1000, 1000) if ctx.full else (200, 200)
-    hmc = HMC(draws, warmup=warmup)
+    draws, warmup = (1000, 1000) if ctx.full else (150, 150)
+    hmc = HMC(draws, warmup=warmup, max_steps=48)
     runs = {
         "centred, HMC": (Schools(True), hmc),
         "non-centred, HMC": (Schools(False), hmc),
@@ -254,7 +254,7 @@ def _risks(ctx: DemoContext) -> None:
         """
     )
     draws, warmup = (1000, 1000) if ctx.full else (200, 150)
-    hmc = HMC(draws, warmup=warmup)
+    hmc = HMC(draws, warmup=warmup, max_steps=48)
     runs = {"centred, HMC": (Counties(True), hmc), "non-centred, HMC": (Counties(False), hmc)}
     centred, best = _compare(ctx, runs, data)
     _ranks(ctx, {"centred": centred, "non-centred": best}, "counties")
