@@ -108,12 +108,12 @@ def test_the_export_holds_scales_that_belong_to_their_hyper_parameters():
     from probkit.sources import Draws
 
     problem = Problem(model, model.prepare(data))
-    w_std = torch.tensor([0.3, 6.0]).double().repeat(4, 500)  # [chain, draw]
+    w_std = torch.tensor([0.3, 6.0]).double().repeat(4, 60)  # [chain, draw]
     values = {"kernel.w_std": w_std, "noise_var": torch.full_like(w_std, 0.1)}
     source = Draws(values)
     post = condition_on_draws(problem, make_posterior(problem, source), source)
     exported = post.to_arviz(rng=0).posterior
-    assert dict(exported.sizes) == {"chain": 4, "draw": 1000}
+    assert dict(exported.sizes) == {"chain": 4, "draw": 120}
     assert bool((exported["kernel.w_std"].values == w_std.numpy()).all())
     law = post.source.joint["scale_var"]
     drawn = torch.tensor(exported["scale_var"].values)
