@@ -137,14 +137,3 @@ def test_small_errors_are_seen(change, statistic, generator):
     assert max(row.z for row in compare({"x": ours}, reference)) < z_bound(5, _LEVEL)
     rows = {row.statistic: row for row in compare({"x": change(ours)}, reference)}
     assert rows[statistic].z > z_bound(5, _LEVEL)
-
-
-@pytest.mark.slow
-def test_a_missing_jacobian_is_seen(monkeypatch):
-    def forgetful(self, position):
-        values, _ = self.free.constrain(position)
-        return log_joint_of(self.model, values, self.data)
-
-    monkeypatch.setattr(Potential, "log_density", forgetful)
-    report = run_case("eight_schools", "native", read(_FILES["eight_schools"]), **_SHORT)
-    assert report.worst.z > z_bound(len(report.rows), _LEVEL)
