@@ -181,7 +181,7 @@ def test_kernel_hyperparameters_can_be_learned():
 
 
 def test_a_full_covariance_bounds_more_closely_than_a_diagonal_one():
-    sampler = SVI(steps=150, lr=0.1, decay=0.02, particles=8, evidence_draws=20_000)
+    sampler = SVI(steps=100, lr=0.15, decay=0.02, particles=8, evidence_draws=5000)
     bound = {}
     for covariance in ("full", "diag"):
         model = ScaleMixtureClassifier(_kernel(), inducing=8, covariance=covariance, whiten=False)
