@@ -336,7 +336,8 @@ def test_hyper_parameters_are_shared_and_fitted():
     size = torch.tensor([0.3, 1.0, 5.0] * 10, dtype=torch.float64)
     noise = torch.randn(30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     data = (x, size * ((2 * x[:, 0]).sin() + 0.2 * noise), labels)
-    model = ScaleMixtureNNGP(_kernel(), scale_per="group", learn=("kernel.w_std", "noise_var"))
+    kernel = gpytorch.kernels.RBFKernel().double()
+    model = ScaleMixtureNNGP(kernel, scale_per="group", learn=("kernel.lengthscale", "noise_var"))
     post = pk.infer(model, data, Direct(hyper=MAP(restarts=1)), rng=0)
     prepared = model.prepare(data)
 
