@@ -338,7 +338,7 @@ class Empirical:
 
 
 def _sample_like(dist: Distribution) -> Tensor:
-    """A tensor with the dtype and device of the distribution's parameters, or of those inside it."""
+    """A tensor with the dtype and device of the distribution's parameters, at any depth."""
     while isinstance(dist, D.FiniteMixture | D.IndependentBlocks):
         dist = dist.components if isinstance(dist, D.FiniteMixture) else dist.parts[0]
     for name in dist.arg_constraints:

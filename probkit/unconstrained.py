@@ -43,8 +43,8 @@ class Unconstrained:
         if discrete:
             raise CapabilityError(
                 f"gradient-based samplers need continuous sites; discrete: {', '.join(discrete)}. "
-                "Sum them out (of a Pyro program by FromPyro(..., enumerate_discrete=True)), or use "
-                "EM or SMC"
+                "Sum them out (of a Pyro program by FromPyro(..., enumerate_discrete=True)), or "
+                "use EM or SMC"
             )
         self.sites = dict(sites)
         self._transforms: dict[str, Transform] = {}

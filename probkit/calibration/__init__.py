@@ -10,9 +10,15 @@ What the draws of one posterior say of themselves is in :mod:`probkit.diagnostic
 
 from __future__ import annotations
 
-from probkit.calibration.coverage import Coverage, clopper_pearson, coverage, coverage_on, wilson
-from probkit.calibration.geweke import Geweke, geweke, transition_of
-from probkit.calibration.sbc import SBC, sbc
+from probkit.calibration.interval_coverage import (
+    Coverage,
+    clopper_pearson,
+    coverage,
+    coverage_on,
+    wilson,
+)
+from probkit.calibration.joint_distribution import Geweke, geweke, transition_of
+from probkit.calibration.simulation_based import SBC, sbc
 from probkit.calibration.uniformity import Band, chi_square_p_value, ecdf_band, ecdf_p_value
 
 __all__ = [

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from probkit.calibration.coverage import Coverage
+from probkit.calibration.interval_coverage import Coverage
 from probkit.calibration.replicates import (
     Quantities,
     Simulate,
