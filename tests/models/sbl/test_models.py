@@ -353,7 +353,7 @@ def test_full_posterior_of_the_variances() -> None:
     h = torch.tensor([[1.0], [0.5], [-1.0]], dtype=REAL)
     y = torch.tensor([1.2, 0.3, -0.8], dtype=REAL)
     model = SparseRegression(h, variance_law=LAW, noise_law=LAW)
-    post = infer(model, y, Direct(hyper=NUTS(warmup=150, draws=400)), chains=2, rng=0)
+    post = infer(model, y, Direct(hyper=NUTS(warmup=200, draws=400)), chains=4, rng=0)
     u = torch.linspace(-6, 5, 400, dtype=REAL)
     a, b = torch.meshgrid(u.exp(), u.exp(), indexing="ij")
     hyper = {"weight_var": a[..., None], "noise_var": b}
@@ -362,13 +362,13 @@ def test_full_posterior_of_the_variances() -> None:
     for value, found in ((a.log(), "weight_var"), (b.log(), "noise_var")):
         exact = (weight * value).sum()
         sd = (weight * (value - exact).square()).sum().sqrt()
-        draws = post.draws[found].log().reshape(2, -1)
+        draws = post.draws[found].log().reshape(4, -1)
         error = sd * (5 / draws.numel()) ** 0.5  # an autocorrelation time of 5 at most
         assert abs(float(draws.mean() - exact)) <= z_bound(2) * float(error)
     moments = dense_moments(h.expand(400, 400, 3, 1), a[..., None], b, y.expand(400, 400, 1, 3))
     exact = (weight * moments.mean[..., 0, 0]).sum()
     law = post.source.joint["weights"]
-    assert isinstance(law, WeightLaw) and law.batch_shape == (2, 400)
+    assert isinstance(law, WeightLaw) and law.batch_shape == (4, 400)
     assert float(law.mean.mean()) == pytest.approx(float(exact), abs=0.03)
     drawn = post.sample(500, rng=1)["weights"]
     spread = float(drawn.std()) / 500**0.5
