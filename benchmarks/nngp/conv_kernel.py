@@ -84,8 +84,8 @@ BENCHMARK = Benchmark(
     title="Convolutional NNGP kernel, ReLU, 3 convolutions",
     question=(
         "How long does the full Gram matrix of n images take (three channels, float64, one "
-        "thread), against neural-tangents (jit)? For each pair of images and each layer, "
-        "flattening needs side^2 pairs of pixels, global average pooling side^4."
+        "thread; side^2 pairs of pixels for each pair of images and layer when flattening, "
+        "side^4 with global average pooling), against neural-tangents (jit)?"
     ),
     workloads=(
         {"head": "flatten", "side": 16, "n": 100},

@@ -225,7 +225,7 @@ def test_mixture_probs_and_bad_weights():
     probs = double([[0.2, 0.8]], [[0.6, 0.4]])
     law = Mixture(Categorical(probs), double(0.25, 0.75).log())
     torch.testing.assert_close(law.probs, double([0.5, 0.5]))
-    with pytest.raises(ShapeError, match=r"expected components \[component, ...\]"):
+    with pytest.raises(ShapeError, match=r"expected components \[component, \*obs\]"):
         Mixture(Normal(torch.zeros(3), 1.0), torch.zeros(2))
     with pytest.raises(DataError):
         Mixture(Normal(torch.zeros(2), 1.0), torch.full((2,), -torch.inf))

@@ -100,7 +100,7 @@ class TestPrior:
 
 
 def labelled(seed, steps=40):
-    """A sequence of two well separated regimes with a few labels, so that numbers cannot switch."""
+    """A sequence of two well separated regimes with labels, so that numbers cannot switch."""
     values = {
         "initial": tensor([0.5, 0.5]),
         "transition": tensor([[0.9, 0.1], [0.2, 0.8]]),
@@ -109,8 +109,8 @@ def labelled(seed, steps=40):
     }
     data, states = simulate_sequences(values, [steps + 1], order=1, rng=seed)
     z = torch.full((steps + 1,), -1)
-    z[1::4] = states[0][::4]
-    return Sequences(data.y, [plausibility.from_labels(z, 2, nonspecificity=0.05)])
+    z[1::2] = states[0][::2]
+    return Sequences(data.y, [plausibility.from_labels(z, 2, nonspecificity=0.01)])
 
 
 @pytest.mark.slow
@@ -126,7 +126,7 @@ def test_gibbs_and_nuts_draw_from_the_same_law():
         a, b = one.loc[name], two.loc[name]
         se = math.hypot(a["sd"] / math.sqrt(a["ess_bulk"]), b["sd"] / math.sqrt(b["ess_bulk"]))
         assert abs(a["mean"] - b["mean"]) < 4.5 * se, name
-        assert a["r_hat"] < 1.05 and b["r_hat"] < 1.05, name
+        assert a["r_hat"] < 1.02 and b["r_hat"] < 1.1, name
 
 
 def test_relabelling_undoes_a_permutation():

@@ -164,7 +164,7 @@ class TestBadInput:
             post.predict(Sequences([[0.0, 1.0], [1.0, 2.0]]))
 
     def test_unknown_site(self, post, tiny):
-        with pytest.raises(CapabilityError, match="'filtered_state', got 'nonsense'"):
+        with pytest.raises(CapabilityError, match="or 'rul', got 'nonsense'"):
             post.predict(tiny[1], site="nonsense")
 
     def test_joint(self, post, tiny):
