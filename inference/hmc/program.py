@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from probkit.rng import scope
+
 __all__ = ["Program", "compiler_found", "compile_function", "trace"]
 
 _LOG = logging.getLogger("probkit")
@@ -146,7 +148,7 @@ _OPTIONS: dict[str, Any] = {"cpp_wrapper": True, "compile_threads": 1}
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Drop warnings of the compiler's own making."""
-    with warnings.catch_warnings():
+    """Drop warnings of the compiler's own making; filters are global, so under the scope's lock."""
+    with scope(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
