@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import botorch  # noqa: F401  (its import changes settings of GPyTorch: before the tests)
 import pytest
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
