@@ -7,6 +7,7 @@ from pathlib import Path
 
 import botorch  # noqa: F401  (its import changes settings of GPyTorch: before the tests)
 import pytest
+import sklearn.metrics  # noqa: F401  (its import draws a random number)
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
