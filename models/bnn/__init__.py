@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from probkit.models.bnn.model import BNN
-from probkit.models.bnn.network import ACTIVATIONS, Layer
+from probkit.models.bnn.network import Layer
 
-__all__ = ["ACTIVATIONS", "BNN", "Layer"]
+__all__ = ["BNN", "Layer"]

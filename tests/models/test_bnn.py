@@ -16,7 +16,7 @@ from probkit.errors import CapabilityError, DataError, ShapeError
 from probkit.inference import MAP, SVI, DeepEnsemble, ImportanceSampling, MeanField
 from probkit.kernels import NNGPKernel
 from probkit.models import BNN, HalfCauchy, LogNormal
-from probkit.models.bnn import ACTIVATIONS
+from probkit.models.bnn.network import ACTIVATIONS
 from probkit.predictive import Empirical, Mixture
 
 GENERATOR = torch.Generator().manual_seed(0)
