@@ -23,6 +23,7 @@ from probkit.unconstrained import Unconstrained
 __all__ = ["EM"]
 
 _DROP = 1e-8  # a fall of the objective beyond this, relative to its size, is no rounding error
+_DROP_EPS = 100.0  # nor is one beyond this many units of rounding: a sum of 10^4 terms walks so far
 
 
 @storable
@@ -32,7 +33,8 @@ class EM(Sampler):
 
     The objective is the log likelihood that ``e_step`` returns, plus ``log_prior`` where the model
     has one: its ``m_step`` then maximises the posterior density. It can never fall; a fall by more
-    than 1e-8 of its size means that the M-step does not maximise, and warns once for each chain.
+    than 1e-8 of its size (in float32: 1.2e-5, some 100 units of rounding) means that the M-step
+    does not maximise, and warns once for each chain.
 
     All restarts of a chain are advanced together. A model that declares ``batched_em = True`` gets
     them as one batch: parameters, statistics and log likelihoods with a leading [restart] dim.
@@ -210,7 +212,7 @@ class EM(Sampler):
             return
         if last is not None:
             scale = max(1.0, abs(last))
-            if objective < last - _DROP * scale:
+            if objective < last - _slack(restart["params"]) * scale:
                 restart["drops"] += 1
                 restart["fell"] = (last, objective)
             restart["converged"] = abs(objective - last) <= self.tolerance * scale
@@ -249,6 +251,13 @@ class EM(Sampler):
             running[k]["iterations"] += 1
             running[k]["trace"] = _filled(running[k])
             running[k]["done"] = running[k]["iterations"] >= self.max_iter
+
+
+def _slack(params: Any) -> float:
+    """The relative fall that rounding alone can explain, at the precision of the parameters."""
+    floating = [leaf.dtype for leaf in leaves(params) if isinstance(leaf, Tensor)]
+    eps = [torch.finfo(dtype).eps for dtype in floating if dtype.is_floating_point]
+    return max([_DROP, *(_DROP_EPS * value for value in eps)])
 
 
 def _filled(restart: Mapping[str, Any]) -> list[float]:
