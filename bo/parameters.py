@@ -1,8 +1,8 @@
 """Parameters of a search space: what one may be, and its place in the unit interval.
 
-Each parameter has a *code*, the number that optimisers move (a float in [0, 1], or the index of a
-level), and *features*, the columns in [0, 1] that models see: one for a number, one for each choice
-of an unordered :class:`Categorical`.
+Each parameter has a *code*, the number that optimisers move and surrogates see (a position in
+[0, 1], or the index of a level), and *features*, columns in [0, 1]: one for a number, one for each
+choice of an unordered :class:`Categorical`.
 """
 
 from __future__ import annotations
@@ -46,6 +46,16 @@ class Parameter(ABC):
 
     @property
     @abstractmethod
+    def top(self) -> float:
+        """Largest code; the smallest is 0."""
+
+    @property
+    def stepped(self) -> bool:
+        """Whether codes are the whole numbers from 0 to :attr:`top`."""
+        return self.levels is not None and self.top == self.levels - 1
+
+    @property
+    @abstractmethod
     def columns(self) -> int:
         """Number of feature columns."""
 
@@ -77,6 +87,11 @@ class Parameter(ABC):
     @abstractmethod
     def inactive(self) -> float:
         """What every feature column shows while the parameter is inactive."""
+
+    @property
+    def inactive_code(self) -> float:
+        """The code while the parameter is inactive: in the middle, or the first choice."""
+        return 0.5
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
@@ -132,6 +147,11 @@ class Float(Parameter):
         """None: a continuum."""
 
     @property
+    def top(self) -> float:
+        """One."""
+        return 1.0
+
+    @property
     def columns(self) -> int:
         """One column."""
         return 1
@@ -184,7 +204,7 @@ class Int(Parameter):
     Args:
         low: Smallest value.
         high: Largest value.
-        log: Let models see the logarithm.
+        log: Search the logarithm; the code is then the position between the bounds.
         when: Parent parameter and the value, or values, for which this one is active.
 
     Raises:
@@ -215,6 +235,21 @@ class Int(Parameter):
         return self.high - self.low + 1
 
     @property
+    def top(self) -> float:
+        """The number of steps between the bounds; one on a log scale."""
+        return 1.0 if self.log else float(self.high - self.low)
+
+    @property
+    def stepped(self) -> bool:
+        """Whether codes are levels: not on a log scale."""
+        return not self.log
+
+    @property
+    def inactive_code(self) -> float:
+        """The level in the middle."""
+        return 0.5 if self.log else float((self.high - self.low) // 2)
+
+    @property
     def columns(self) -> int:
         """One column."""
         return 1
@@ -232,32 +267,25 @@ class Int(Parameter):
         return int(value)
 
     def to_code(self, value: Any) -> float:
-        """Return the distance to the smallest value."""
-        return float(value - self.low)
+        """Return the distance to the smallest value, or the position on the log scale."""
+        return _log_position(value, self.low, self.high) if self.log else float(value - self.low)
 
     def from_code(self, code: float) -> int:
         """Return the number whose code is nearest."""
-        return self.low + min(max(round(float(code)), 0), self.levels - 1)
+        code = min(max(float(code), 0.0), self.top)
+        if not self.log:
+            return self.low + round(code)
+        value = math.exp(math.log(self.low) + code * (math.log(self.high) - math.log(self.low)))
+        near = {min(max(k, self.low), self.high) for k in (math.floor(value), math.ceil(value))}
+        return min(sorted(near), key=lambda k: abs(self.to_code(k) - code))
 
     def features(self, codes: Tensor) -> Tensor:
         """The position between the bounds."""
-        if self.log:
-            span = math.log(self.high) - math.log(self.low)
-            return ((codes + self.low).log() - math.log(self.low))[..., None] / span
-        return codes[..., None] / (self.levels - 1)
+        return codes[..., None] / self.top
 
     def code_of_features(self, features: Tensor) -> float:
-        """The nearest level."""
-        position = min(max(float(features[0]), 0.0), 1.0)
-        if self.log:
-            span = math.log(self.high) - math.log(self.low)
-            value = math.exp(math.log(self.low) + position * span)
-            near = [k for k in (math.floor(value), math.ceil(value)) if self.low <= k <= self.high]
-            return float(
-                min(near, key=lambda k: abs(_log_position(k, self.low, self.high) - position))
-                - self.low
-            )
-        return float(round(position * (self.levels - 1)))
+        """The code of the nearest number."""
+        return self.to_code(self.from_code(float(features[0]) * self.top))
 
     def to_json(self) -> dict[str, Any]:
         """Return the parameter as JSON values."""
@@ -309,6 +337,16 @@ class Categorical(Parameter):
     def levels(self) -> int:
         """Number of choices."""
         return len(self.choices)
+
+    @property
+    def top(self) -> float:
+        """Index of the last choice."""
+        return len(self.choices) - 1.0
+
+    @property
+    def inactive_code(self) -> float:
+        """The choice in the middle of an order; the first choice otherwise."""
+        return float((self.levels - 1) // 2) if self.ordered else 0.0
 
     @property
     def columns(self) -> int:

@@ -1,15 +1,16 @@
 """Search spaces: named parameters, some of them active only for certain values of others.
 
 Three forms of a point: *params*, a mapping of names to values; *codes* ``[parameter]``, what an
-optimiser moves; *features* ``[column]`` in [0, 1], what a surrogate sees. The features of a
-parameter that is not active are constant, so that two points that differ only there are one.
+optimiser moves and a surrogate of a study sees, by way of a :class:`~probkit.bo.Domain`; and
+*features* ``[column]`` in [0, 1] with one column for each choice, for models of your own. Codes and
+features of a parameter that is not active are constant: points that differ only there are one.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,9 +20,15 @@ from probkit.bo.parameters import Categorical, Float, Int, Parameter
 from probkit.errors import DataError, ShapeError
 from probkit.rng import Rng, seed_of, stream
 
+if TYPE_CHECKING:
+    from probkit.bo.domain import Domain
+
 __all__ = ["Params", "Space"]
 
 Params = Mapping[str, Any]
+
+#: More branches of conditions than this are refused.
+_MOST_BRANCHES = 1000
 
 _KINDS: dict[str, type] = {"float": Float, "int": Int, "categorical": Categorical}
 
@@ -132,9 +139,60 @@ class Space:
     @property
     def code_bounds(self) -> Tensor:
         """Bounds of the codes, ``[2, parameter]``."""
-        high = [1.0 if p.levels is None else p.levels - 1.0 for p in self._parameters.values()]
-        upper = torch.tensor(high, dtype=torch.float64)
+        upper = torch.tensor([p.top for p in self._parameters.values()], dtype=torch.float64)
         return torch.stack([torch.zeros_like(upper), upper])
+
+    @property
+    def domain(self) -> Domain:
+        """The codes' bounds, kinds and branches, as surrogates and acquisition functions take them.
+
+        Raises:
+            DataError: More than 1000 branches.
+        """
+        from probkit.bo.domain import Domain
+
+        kinds = list(enumerate(self._parameters.values()))
+        unordered = tuple(k for k, p in kinds if isinstance(p, Categorical) and not p.ordered)
+        return Domain(
+            self.code_bounds,
+            categorical=unordered,
+            integer=tuple(k for k, p in kinds if p.stepped and k not in unordered),
+            branches=self._all_branches(),
+        )
+
+    def _all_branches(self) -> tuple[dict[int, float], ...]:
+        """For each combination of parents' values: their codes, and those of what is inactive."""
+        parents = {parent for parent, _ in self._parents.values()}
+        if not parents:
+            return ()
+        column = {name: k for k, name in enumerate(self.names)}
+        found: list[dict[str, float | None]] = [{}]  # None: active, and free
+        for name in self._order:
+            parameter = self._parameters[name]
+            grown: list[dict[str, float | None]] = []
+            for branch in found:
+                if not self._active_in(name, branch):
+                    grown.append({**branch, name: parameter.inactive_code})
+                elif name in parents:
+                    grown += [{**branch, name: float(k)} for k in range(_levels(parameter))]
+                else:
+                    grown.append({**branch, name: None})
+            if len(grown) > _MOST_BRANCHES:
+                raise DataError(
+                    f"the conditions make more than {_MOST_BRANCHES} branches; let parents have "
+                    "fewer values, or split the study"
+                )
+            found = grown
+        return tuple(
+            {column[name]: code for name, code in branch.items() if code is not None}
+            for branch in found
+        )
+
+    def _active_in(self, name: str, branch: Mapping[str, float | None]) -> bool:
+        if name not in self._parents:
+            return True
+        parent, codes = self._parents[name]
+        return self._active_in(parent, branch) and branch[parent] in codes
 
     def _count(self) -> float:
         """Points of a discrete space with conditions: a sum over the values of the parents."""
@@ -145,7 +203,7 @@ class Space:
         """Points of a parameter together with all that hang on it."""
         parameter = self._parameters[name]
         total = 0
-        for code in range(parameter.levels or 1):
+        for code in range(_levels(parameter)):
             below = [
                 child
                 for child, (parent, codes) in self._parents.items()
@@ -229,13 +287,16 @@ class Space:
     # ------------------------------------------------------------------ codes
 
     def codes(self, params: Params | Iterable[Params]) -> Tensor:
-        """Map params to codes ``[point, parameter]``; those not active have code 0."""
+        """Map params to codes ``[point, parameter]``; constants stand for what is not active."""
         points = [params] if isinstance(params, Mapping) else list(params)
         rows = []
         for point in points:
             known = self.check(point)
             rows.append(
-                [p.to_code(known[n]) if n in known else 0.0 for n, p in self._parameters.items()]
+                [
+                    p.to_code(known[name]) if name in known else p.inactive_code
+                    for name, p in self._parameters.items()
+                ]
             )
         return torch.tensor(rows, dtype=torch.float64).reshape(len(rows), len(self.names))
 
@@ -312,7 +373,7 @@ class Space:
     def _spread(self, unit: Tensor) -> Tensor:
         """Map the unit cube onto codes, every level with the same measure."""
         columns = [
-            u if p.levels is None else _level(p, u)
+            _level(p, u) if p.stepped else u
             for u, p in zip(unit.unbind(-1), self._parameters.values(), strict=True)
         ]
         return torch.stack(columns, -1)
@@ -362,14 +423,14 @@ class Space:
         return f"Space({inside})"
 
 
+def _levels(parameter: Parameter) -> int:
+    """Number of values of a parameter that has levels."""
+    return int(parameter.top) + 1
+
+
 def _level(parameter: Parameter, unit: Tensor) -> Tensor:
-    levels = parameter.levels or 1
-    if isinstance(parameter, Int) and parameter.log:
-        # evenly on the log scale: each number owns the interval of half a step around it
-        low, high = math.log(parameter.low - 0.5), math.log(parameter.high + 0.5)
-        value = (low + unit * (high - low)).exp().round()
-        return (value - parameter.low).clamp(0, levels - 1)
-    return (unit * levels).floor().clamp(0, levels - 1)
+    """Codes of a parameter with levels, in equal shares."""
+    return (unit * _levels(parameter)).floor().clamp(0, parameter.top)
 
 
 def _parent(
@@ -381,9 +442,10 @@ def _parent(
     parent, values = next(iter(parameter.when.items()))
     if parent not in space or parent == name:
         raise DataError(f"parameter {name!r}: its parent {parent!r} is not in the space")
-    if space[parent].levels is None:
+    if not space[parent].stepped:
         raise DataError(
-            f"parameter {name!r}: its parent {parent!r} must be a Categorical or an Int"
+            f"parameter {name!r}: its parent {parent!r} must be a Categorical, or an Int that is "
+            "not on a log scale"
         )
     several = values if isinstance(values, list | tuple | set | frozenset) else [values]
     if not several:
