@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,7 +47,11 @@ class SMC(Sampler):
         temperatures: Fixed increasing temperatures ending in 1; None adapts them.
         moves: Metropolis-Hastings steps at each temperature.
         kernel: "random_walk": Gaussian steps, whose length follows the acceptance rate;
-            "independent": draws from the Gaussian fitted to the population.
+            "independent": draws from the Gaussian fitted to the population;
+            "differential_evolution": steps along differences of two particles in some of the
+            coordinates (ter Braak 2006), every third step a random walk. It fits posteriors whose
+            scale and direction change from place to place.
+        last_moves: Steps at temperature 1; None takes ``moves``.
         resampler: Scheme, as in :class:`ParticleFilter`.
         max_stages: Largest number of temperatures.
 
@@ -65,19 +69,27 @@ class SMC(Sampler):
     ess_threshold: float = 0.5
     temperatures: tuple[float, ...] | None = None
     moves: int = 10
-    kernel: Literal["random_walk", "independent"] = "random_walk"
+    kernel: Literal["random_walk", "independent", "differential_evolution"] = "random_walk"
     resampler: str | Resampler = "systematic"
     max_stages: int = 200
+    last_moves: int | None = None
 
     needs = ("sites", "log_joint", "sample_prior")
 
     def __post_init__(self) -> None:
-        check_count("SMC", n=self.n, moves=self.moves, max_stages=self.max_stages)
+        last = self.moves if self.last_moves is None else self.last_moves
+        check_count("SMC", n=self.n, moves=self.moves, max_stages=self.max_stages, last_moves=last)
         resolve(self.resampler)
-        if not 0 < self.ess_threshold < 1 or self.kernel not in ("random_walk", "independent"):
+        kernels = ("random_walk", "independent", "differential_evolution")
+        if not 0 < self.ess_threshold < 1 or self.kernel not in kernels:
             raise DataError(
-                "SMC: expected 0 < ess_threshold < 1 and kernel 'random_walk' or 'independent', "
-                f"got {self.ess_threshold!r}, {self.kernel!r}"
+                "SMC: expected 0 < ess_threshold < 1 and kernel 'random_walk', 'independent' or "
+                f"'differential_evolution', got {self.ess_threshold!r}, {self.kernel!r}"
+            )
+        if self.kernel == "differential_evolution" and self.n < 8:
+            raise DataError(
+                "SMC: kernel 'differential_evolution' takes steps along differences of particles: "
+                f"expected n >= 8, got {self.n}"
             )
         if self.temperatures is not None:
             steps = (0.0, *self.temperatures)
@@ -284,20 +296,29 @@ class _Kernel:
     def __call__(self, particles: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Take all steps of this temperature; sets ``acceptance`` and ``log_scale``."""
         free = Unconstrained(self.problem.model.sites(self.problem.data))
-        rates = []
-        for _ in range(self.options.moves):
-            particles, rate = self._step(free, particles)
+        count = self.options.moves
+        if self.temperature >= 1.0 and self.options.last_moves is not None:
+            count = self.options.last_moves
+        rates, walks = [], []
+        for k in range(count):
+            if self.options.kernel == "differential_evolution" and k % 3 < 2:
+                particles, rate = self._evolve(free, particles)
+            else:
+                particles, rate = self._step(free, particles)
+                walks.append(rate)
             rates.append(rate)
         self.acceptance = sum(rates) / len(rates)
-        if self.options.kernel == "random_walk":
+        if self.options.kernel != "independent" and walks:
             # An acceptance of 0.234 is best for long vectors, 0.44 for one dimension.
             goal = 0.44 if free.size == 1 else 0.234
-            self.log_scale += max(-1.0, min(1.0, 2.0 * (self.acceptance - goal)))
+            rate = sum(walks) / len(walks)
+            self.log_scale += max(-1.0, min(1.0, 2.0 * (rate - goal)))
         return particles
 
     def _step(
         self, free: Unconstrained, now: Mapping[str, Tensor]
     ) -> tuple[Mapping[str, Tensor], float]:
+        """Step with the covariance of the population, or jump to a draw from its Gaussian fit."""
         flat = now["flat"]
         noise = torch.randn(flat.shape, generator=self.rng, dtype=torch.float64, device=flat.device)
         step = noise @ self.factor.mT
@@ -308,6 +329,55 @@ class _Kernel:
             length = 2.38 / math.sqrt(free.size) * math.exp(self.log_scale)
             proposed = (flat + length * step).to(flat.dtype)
             correction = torch.zeros(len(flat), dtype=torch.float64, device=flat.device)
+        return self._accept(free, now, proposed, correction)
+
+    def _evolve(
+        self, free: Unconstrained, now: Mapping[str, Tensor]
+    ) -> tuple[Mapping[str, Tensor], float]:
+        """Move each half of the population along differences within the other half.
+
+        The other half stands still, so that the step is symmetric: the target stays invariant.
+        """
+        order = self._draw(torch.randperm, len(now["flat"]))
+        halves = order.tensor_split(2)
+        rates = []
+        for moving, still in (halves, halves[::-1]):
+            part = {name: value[moving] for name, value in now.items()}
+            proposed = part["flat"] + self._difference(now["flat"][still], part["flat"].shape)
+            correction = torch.zeros(len(moving), dtype=torch.float64, device=moving.device)
+            part, rate = self._accept(free, part, proposed, correction)
+            now = {name: value.index_copy(0, moving, part[name]) for name, value in now.items()}
+            rates.append(rate * len(moving))
+        return now, sum(rates) / len(order)
+
+    def _difference(self, pool: Tensor, shape: torch.Size) -> Tensor:
+        """Scaled differences [particle, size] of two particles of ``pool`` in some coordinates."""
+        n, size = shape
+        first = self._draw(torch.randint, len(pool), (n,))
+        other = (first + self._draw(torch.randint, 1, len(pool), (n,))) % len(pool)
+        # a share of the coordinates, at least one; one step in ten keeps its full length
+        share = self._draw(torch.rand, n, 1)
+        chosen = self._draw(torch.rand, n, size) < share
+        always = self._draw(torch.randint, size, (n, 1))
+        chosen = chosen.scatter(1, always, True)
+        length = 2.38 / (2.0 * chosen.sum(1, keepdim=True)).sqrt()
+        length = torch.where(self._draw(torch.rand, n, 1) < 0.1, 1.0, length)
+        step = chosen * length.to(pool) * (pool[first] - pool[other])
+        jitter = 1e-4 * pool.std(0) * self._draw(torch.randn, n, size).to(pool)
+        return step + chosen * jitter
+
+    def _draw(self, law: Callable[..., Tensor], *size: Any) -> Tensor:
+        return law(*size, generator=self.rng, device=self.rng.device).to(self.mean.device)
+
+    def _accept(
+        self,
+        free: Unconstrained,
+        now: Mapping[str, Tensor],
+        proposed: Tensor,
+        correction: Tensor,
+    ) -> tuple[Mapping[str, Tensor], float]:
+        """Metropolis-Hastings: move each particle to its proposal, or let it stay."""
+        flat = now["flat"]
         log_prior, log_likelihood = _densities(self.problem, free, proposed)
         new = {"flat": proposed, "log_prior": log_prior, "log_likelihood": log_likelihood}
         log_ratio = self._log_target(new) - self._log_target(now) + correction

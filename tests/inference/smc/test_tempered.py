@@ -77,7 +77,7 @@ def check(exact, sampler, chains=12):
     return post
 
 
-@pytest.mark.parametrize("kernel", ["random_walk", "independent"])
+@pytest.mark.parametrize("kernel", ["random_walk", "independent", "differential_evolution"])
 def test_conjugate_evidence_and_posterior(exact, kernel):
     post = check(exact, SMC(400, kernel=kernel, moves=6))
     stats = post.sample_stats
@@ -116,6 +116,30 @@ def test_missing_proposal_correction_is_caught(exact, monkeypatch):
     )
     with pytest.raises(AssertionError):
         check(exact, SMC(400, kernel="independent", moves=6))
+
+
+def test_one_sided_differences_are_caught(exact, monkeypatch):
+    difference = tempered._Kernel._difference
+    monkeypatch.setattr(
+        tempered._Kernel,
+        "_difference",
+        lambda self, pool, shape: difference(self, pool, shape).abs(),
+    )
+    with pytest.raises(AssertionError):
+        check(exact, SMC(400, kernel="differential_evolution", moves=6))
+
+
+def test_last_moves_are_made_at_temperature_one_only(monkeypatch):
+    calls = []
+    accept = tempered._Kernel._accept
+
+    def counted(self, *args):
+        calls.append(self.temperature)
+        return accept(self, *args)
+
+    monkeypatch.setattr(tempered._Kernel, "_accept", counted)
+    infer(Conjugate(), Y, SMC(50, temperatures=(0.2, 1.0), moves=3, last_moves=7), rng=0)
+    assert (calls.count(0.2), calls.count(1.0)) == (3, 7)
 
 
 @dataclass(frozen=True)
@@ -197,7 +221,9 @@ def test_impossible_data():
     [
         ({"n": 0}, "whole n >= 1"),
         ({"ess_threshold": 1.0}, "0 < ess_threshold < 1"),
-        ({"kernel": "hmc"}, "kernel 'random_walk' or 'independent'"),
+        ({"kernel": "hmc"}, "kernel 'random_walk', 'independent' or 'differential_evolution'"),
+        ({"kernel": "differential_evolution", "n": 7}, "differences of particles: expected n >= 8"),
+        ({"last_moves": 0}, "last_moves"),
         ({"temperatures": (0.5, 0.2, 1.0)}, "rise from above 0 to exactly 1"),
         ({"temperatures": (0.5,)}, "rise from above 0 to exactly 1"),
     ],
