@@ -342,7 +342,7 @@ class _Kernel:
         halves = order.tensor_split(2)
         rates = []
         for moving, still in (halves, halves[::-1]):
-            part = {name: value[moving] for name, value in now.items()}
+            part: Mapping[str, Tensor] = {name: value[moving] for name, value in now.items()}
             proposed = part["flat"] + self._difference(now["flat"][still], part["flat"].shape)
             correction = torch.zeros(len(moving), dtype=torch.float64, device=moving.device)
             part, rate = self._accept(free, part, proposed, correction)
