@@ -34,6 +34,14 @@ from probkit.inference.message_passing.kalman import (
     kalman_sample_paths,
     kalman_smoother,
 )
+from probkit.inference.message_passing.kalman_banded import (
+    MarkovPrecision,
+    MarkovPrior,
+    expected_log_transitions,
+    join_components,
+    markov_prior,
+    smooth_sites,
+)
 from probkit.inference.message_passing.scan import associative_scan
 
 __all__ = [
@@ -43,19 +51,25 @@ __all__ = [
     "HMMSmoother",
     "KalmanFilter",
     "KalmanSmoother",
+    "MarkovPrecision",
+    "MarkovPrior",
     "NaturalSites",
     "associative_scan",
     "check_chain",
     "check_evidence",
     "collect_sites",
+    "expected_log_transitions",
     "hmm_filter",
     "hmm_log_evidence",
     "hmm_sample_paths",
     "hmm_smoother",
     "hmm_viterbi",
+    "join_components",
     "kalman_filter",
     "kalman_log_evidence",
     "kalman_sample_paths",
     "kalman_smoother",
     "lengths_from_mask",
+    "markov_prior",
+    "smooth_sites",
 ]
