@@ -1,0 +1,124 @@
+"""Train weights from the command line: ``python -m probkit.models.pfn.train curves``.
+
+The defaults reproduce the file that the package ships, bit for bit on the same processor with one
+thread (``OMP_NUM_THREADS=1``); a run that is stopped continues when the command is given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from probkit._version import __version__
+from probkit.models.pfn.curve_prior import CurvePrior
+from probkit.models.pfn.curve_task import CurveTask, curve_borders
+from probkit.models.pfn.network import SIZES, PFNNetwork, PFNSize
+from probkit.models.pfn.training import TrainingPlan, train
+from probkit.models.pfn.weight_files import WeightFile, save_weights
+from probkit.rng import stream
+from probkit.sampler import Info
+
+__all__ = ["main", "train_curves"]
+
+
+def train_curves(
+    out: Path,
+    plan: TrainingPlan,
+    *,
+    size: PFNSize,
+    queries: int = 24,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    report: bool = False,
+) -> WeightFile:
+    """Train a network on the learning-curve prior and write its weight file.
+
+    Args:
+        out: The weight file to write.
+        plan: Length and speed of the training.
+        size: Shape of the network; two features of an epoch, one of a metric value.
+        queries: Future epochs asked for in each curve.
+        seed: Of borders, starting weights and data.
+        checkpoint: Where the run is saved while it lasts; beside ``out`` by default.
+        report: Print the loss as it falls.
+    """
+    prior = CurvePrior()
+    borders = curve_borders(prior, size.bars, rng=seed)
+    network = PFNNetwork(size, generator=stream(seed, "weights"))
+    task = CurveTask(borders, prior, queries)
+    if checkpoint is None:
+        checkpoint = out.with_suffix(".checkpoint.safetensors")
+    callbacks = (_report,) if report else ()
+    run = train(network, task, plan, rng=seed, checkpoint=checkpoint, callbacks=callbacks)
+    recipe = {**asdict(plan), "queries": queries, "seed": seed}
+    recipe.pop("device")
+    file = WeightFile(
+        prior=prior.version,
+        network=asdict(size),
+        weights=network.cpu().state_dict(),
+        borders=borders,
+        constants={"horizon": prior.horizon, "epoch_encoding": "linear and logarithmic"},
+        card={
+            "name": "learning curves",
+            "training": recipe,
+            "curves": run.step * plan.batch,
+            "complete": run.step == plan.steps,
+            "probkit": __version__,
+            "torch": str(torch.__version__),
+            "license": "Apache-2.0",
+        },
+    )
+    if run.step == plan.steps:
+        save_weights(out, file)
+    return file
+
+
+def _report(info: Info) -> None:
+    if (info.step // 32) % 10 == 0 or info.done:
+        sys.stdout.write(
+            f"step {info.step}/{info.total}  loss {info.stats['loss']:.4f}  "
+            f"{info.seconds:.0f} processor seconds\n"
+        )
+        sys.stdout.flush()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m probkit.models.pfn.train")
+    parser.add_argument("prior", choices=["curves"])
+    parser.add_argument("--out", type=Path, default=Path("curves.safetensors"))
+    parser.add_argument("--size", choices=list(SIZES), default="small")
+    parser.add_argument("--bars", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--queries", type=int, default=24)
+    parser.add_argument("--average", type=float, default=0.0)
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(arguments)
+    width, layers, heads = SIZES[given.size]
+    plan = TrainingPlan(
+        steps=given.steps,
+        batch=given.batch,
+        lr=given.lr,
+        average=given.average,
+        precision=given.precision,
+        compile=given.compile,
+        device=given.device,
+    )
+    size = PFNSize(width, layers, heads, given.bars, features=2)
+    train_curves(
+        given.out, plan, size=size, queries=given.queries, seed=given.seed, report=True
+    )
+
+
+if __name__ == "__main__":
+    main()
