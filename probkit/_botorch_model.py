@@ -12,7 +12,6 @@ import torch.distributions as td
 from botorch.acquisition.analytic import AnalyticAcquisitionFunction
 from botorch.acquisition.objective import PosteriorTransform, ScalarizedPosteriorTransform
 from botorch.models.model import Model
-from botorch.posteriors.ensemble import EnsemblePosterior
 from botorch.posteriors.gpytorch import GPyTorchPosterior
 from botorch.posteriors.posterior import Posterior as BotorchPosterior
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
@@ -21,6 +20,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from probkit import distributions as D
+from probkit._botorch_ensemble import MemberPosterior
 from probkit._botorch_posterior import PredictivePosterior
 from probkit.errors import CapabilityError, DataError, ShapeError
 from probkit.posterior import Posterior
@@ -268,9 +268,9 @@ def _transform(posterior: BotorchPosterior, transform: PosteriorTransform) -> Bo
         weights, offset = transform.weights, float(transform.offset)
         if isinstance(posterior, PredictivePosterior):
             return posterior.scalarize(weights, offset)
-        if isinstance(posterior, EnsemblePosterior):
+        if isinstance(posterior, MemberPosterior):
             values = offset + posterior.values @ weights.to(posterior.values)
-            return EnsemblePosterior(values.unsqueeze(-1), posterior._weights)
+            return MemberPosterior(values.unsqueeze(-1), posterior._weights)
     raise CapabilityError(
         f"{type(transform).__name__} needs a Gaussian posterior, got {type(posterior).__name__}; "
         "use an MCAcquisitionObjective (objective=GenericMCObjective(...)) in its place"
@@ -304,7 +304,8 @@ def to_botorch_posterior(
         outputs: Outputs to keep.
 
     Returns:
-        GPyTorchPosterior for a Gaussian, EnsemblePosterior for draws, else PredictivePosterior.
+        GPyTorchPosterior for a Gaussian, MemberPosterior (an EnsemblePosterior) for draws, else
+        PredictivePosterior.
 
     Raises:
         CapabilityError: The law is not a (mixture of) joint normal or Student-t.
@@ -316,7 +317,7 @@ def to_botorch_posterior(
         values = predictive.values
         values = values.unsqueeze(-1) if values.ndim == rank + 1 else values
         weights = None if predictive.log_weights is None else predictive.weights
-        return EnsemblePosterior(values[..., list(outputs)].movedim(0, -3), weights)
+        return MemberPosterior(values[..., list(outputs)].movedim(0, -3), weights)
     if isinstance(predictive, Mixture):
         law = _joint_law(predictive.dist, rank + 1, outputs)
         return PredictivePosterior(law.loc, law.root, predictive.log_weights, law.df, law.amplitude)

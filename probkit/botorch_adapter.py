@@ -26,7 +26,7 @@ def to_botorch(post: Posterior, outputs: Sequence[int] | None = None) -> Posteri
     * Gaussian: ``GPyTorchPosterior``, good for every acquisition function;
     * Student-t, and mixtures of Gaussians or t: ``PredictivePosterior``, for all Monte Carlo
       acquisition functions (analytic ones assume Gaussians and are refused);
-    * draws: ``EnsemblePosterior``.
+    * draws: ``EnsemblePosterior``, of which samplers take each member once.
 
     Args:
         post: The posterior; its model's ``predict`` must accept leading batch dims in ``x`` and
