@@ -30,7 +30,7 @@ class _NoUnknowns:
 
     @property
     def standardise(self) -> bool:
-        """y stays as it is."""
+        """Whether y may be shifted and scaled: not here."""
         return False
 
     def sites(self, y: Tensor) -> Mapping[str, Site]:
