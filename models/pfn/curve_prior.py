@@ -248,6 +248,6 @@ class CurvePrior(Model):
                 f"expected t [epoch] and y [epoch] of equal length, got {tuple(t.shape)} and "
                 f"{tuple(y.shape)}; pass one curve at a time"
             )
-        check_finite("y", y, ("epoch",))
+        check_finite(y, "y", ("epoch",))
         dtype = y.dtype if y.dtype.is_floating_point else torch.float64
         return t.to(dtype), y.to(dtype)
