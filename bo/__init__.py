@@ -11,17 +11,47 @@ if TYPE_CHECKING:
         StudentTExpectedImprovement,
         StudentTUpperConfidenceBound,
     )
+    from probkit.bo.calibration import Calibration
+    from probkit.bo.evaluation import Measurement, Pruned
+    from probkit.bo.optuna_sampler import ProbkitSampler
+    from probkit.bo.outcomes import Constraint
+    from probkit.bo.parameters import Categorical, Float, Int
+    from probkit.bo.space import Space
+    from probkit.bo.study import Study
+    from probkit.bo.trials import Trial
 
 _HOME = {
+    "Calibration": "calibration",
+    "Categorical": "parameters",
+    "Constraint": "outcomes",
+    "Float": "parameters",
+    "Int": "parameters",
     "LogStudentTExpectedImprovement": "acquisition",
+    "Measurement": "evaluation",
+    "ProbkitSampler": "optuna_sampler",
+    "Pruned": "evaluation",
+    "Space": "space",
     "StudentTExpectedImprovement": "acquisition",
     "StudentTUpperConfidenceBound": "acquisition",
+    "Study": "study",
+    "Trial": "trials",
 }
 
 __all__ = [
+    "Calibration",
+    "Categorical",
+    "Constraint",
+    "Float",
+    "Int",
     "LogStudentTExpectedImprovement",
+    "Measurement",
+    "ProbkitSampler",
+    "Pruned",
+    "Space",
     "StudentTExpectedImprovement",
     "StudentTUpperConfidenceBound",
+    "Study",
+    "Trial",
 ]
 
 

@@ -49,7 +49,8 @@ class Space:
 
     Example:
         >>> space = Space(lr=Float(1e-5, 1, log=True), layers=Int(1, 3),
-        ...               act=Categorical(["relu", "leaky"]), slope=Float(0, 1, when={"act": "leaky"}))
+        ...               act=Categorical(["relu", "leaky"]),
+        ...               slope=Float(0, 1, when={"act": "leaky"}))
         >>> space.dim, list(space.decode(torch.full((1, 5), 0.5))[0])
         (5, ['lr', 'layers', 'act'])
     """
@@ -316,29 +317,49 @@ class Space:
             points.append({name: found[name] for name in self.names if name in found})
         return points
 
+    def canonical(self, codes: Tensor) -> Tensor:
+        """Set the codes ``[..., parameter]`` of what is not active to their constants.
+
+        Levels are rounded; positions between bounds stay as they are.
+        """
+        code = dict(zip(self.names, codes.unbind(-1), strict=True))
+        active = self._activity(code)
+        parts = []
+        for name, parameter in self._parameters.items():
+            column = code[name].round() if parameter.stepped else code[name]
+            if name in active:
+                rest = torch.full_like(column, parameter.inactive_code)
+                column = torch.where(active[name], column, rest)
+            parts.append(column)
+        return torch.stack(parts, -1)
+
+    def _activity(self, code: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whether each parameter with a condition is active, ``[...]``."""
+        active: dict[str, Tensor] = {}
+        for name in self._order:
+            if name not in self._parents:
+                continue
+            parent, allowed = self._parents[name]
+            levels = torch.tensor(sorted(allowed)).to(code[parent])
+            here = (code[parent].round()[..., None] == levels).any(-1)
+            active[name] = here & active[parent] if parent in active else here
+        return active
+
     def features(self, codes: Tensor) -> Tensor:
         """Map codes ``[..., parameter]`` to features ``[..., column]``.
 
         Gradients pass through floats that are active.
         """
         code = dict(zip(self.names, codes.unbind(-1), strict=True))
-        active: dict[str, Tensor] = {}
-        parts: dict[str, Tensor] = {}
-        for name in self._order:
-            parameter = self._parameters[name]
+        active = self._activity(code)
+        parts = []
+        for name, parameter in self._parameters.items():
             columns = parameter.features(code[name])
-            if name in self._parents:
-                parent, allowed = self._parents[name]
-                levels = torch.tensor(sorted(allowed), dtype=codes.dtype, device=codes.device)
-                here = (code[parent].round()[..., None] == levels).any(-1)
-                if parent in active:
-                    here = here & active[parent]
-                active[name] = here
-                columns = torch.where(
-                    here[..., None], columns, torch.full_like(columns, parameter.inactive)
-                )
-            parts[name] = columns
-        return torch.cat([parts[name] for name in self.names], -1)
+            if name in active:
+                rest = torch.full_like(columns, parameter.inactive)
+                columns = torch.where(active[name][..., None], columns, rest)
+            parts.append(columns)
+        return torch.cat(parts, -1)
 
     def sobol(self, n: int, *, rng: Rng, start: int = 0) -> list[dict[str, Any]]:
         """Return points of a scrambled Sobol sequence, evenly over values.

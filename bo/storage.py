@@ -5,16 +5,20 @@ told. Writers exclude each other (SQLite: ``BEGIN IMMEDIATE``; elsewhere: the ro
 locked), and each operation uses a connection of its own, so that processes, also forked ones, may
 share one database.
 
-The schema, version 1: ``probkit_format`` holds the version; ``probkit_studies`` one row for each
-study, its settings as JSON; ``probkit_trials`` one row for each trial, params and outcomes as JSON.
+The schema, version 2, which docs/study_files.md describes: ``probkit_format`` holds the version;
+``probkit_studies`` one row for each study, its settings as JSON; ``probkit_trials`` one row for
+each trial, params and outcomes as JSON; ``probkit_states`` what the last surrogate hands to the
+next one (chains, step sizes), as JSON and safetensors. Version 1 had neither states nor the columns
+``origin``, ``started`` and ``finished``; it is brought to version 2 when it is opened.
 """
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +28,11 @@ from sqlalchemy.pool import NullPool, StaticPool
 
 from probkit.bo.trials import Trial
 from probkit.errors import DataError
+from probkit.files import pack, unpack
 
 __all__ = ["SCHEMA", "Storage"]
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the schema; databases of this and every earlier version can be opened."""
 
 _metadata = sa.MetaData()
@@ -56,7 +61,29 @@ _trials = sa.Table(
     sa.Column("outcomes", sa.Text),
     sa.Column("variances", sa.Text),
     sa.Column("error", sa.Text),
+    sa.Column("origin", sa.String(20)),
+    sa.Column("started", sa.String(40)),
+    sa.Column("finished", sa.String(40)),
 )
+
+_states = sa.Table(
+    "probkit_states",
+    _metadata,
+    sa.Column("study", sa.ForeignKey("probkit_studies.id"), primary_key=True),
+    sa.Column("trials", sa.Integer, nullable=False),
+    sa.Column("structure", sa.Text, nullable=False),
+    sa.Column("tensors", sa.LargeBinary, nullable=False),
+)
+
+
+def _from_1(connection: Connection) -> None:
+    for column in ("origin VARCHAR(20)", "started VARCHAR(40)", "finished VARCHAR(40)"):
+        connection.exec_driver_sql(f"ALTER TABLE probkit_trials ADD COLUMN {column}")
+    _states.create(connection)
+
+
+#: What brings a database of some version to the next one.
+_MIGRATIONS: dict[int, Callable[[Connection], None]] = {1: _from_1}
 
 
 class Busy(Exception):
@@ -149,7 +176,9 @@ class Storage:
                 yield writer
 
     def _prepare(self) -> None:
-        """Create the tables, or check their version."""
+        """Create the tables, or bring them to the present version."""
+        if self._version() == SCHEMA:
+            return  # without waiting for others who write
         with self._writing() as connection:
             if not sa.inspect(connection).has_table(_format.name):
                 _metadata.create_all(connection)
@@ -160,6 +189,16 @@ class Storage:
                     f"storage: {self} has schema {version}, this probkit knows up to {SCHEMA}; "
                     "use a newer probkit"
                 )
+            for old in range(version, SCHEMA):
+                _MIGRATIONS[old](connection)
+            if version < SCHEMA:
+                connection.execute(_format.update().values(version=SCHEMA))
+
+    def _version(self) -> int | None:
+        with self._reading() as connection:
+            if not sa.inspect(connection).has_table(_format.name):
+                return None
+            return int(connection.execute(sa.select(_format.c.version)).scalar_one())
 
     # ------------------------------------------------------------------ the study
 
@@ -201,12 +240,15 @@ class Storage:
         with self._reading() as connection:
             return [_trial(row) for row in connection.execute(query)]
 
-    def add(self, trials: Sequence[Trial], *, after: int | None = None) -> list[Trial]:
+    def add(
+        self, trials: Sequence[Trial], *, after: int | None = None, state: Any = None
+    ) -> list[Trial]:
         """Add trials, and give them the next numbers.
 
         Args:
             trials: The trials; their numbers are ignored.
             after: How many trials there must be; None for any number.
+            state: Tree to keep in place of the last one, in the same transaction; None keeps that.
 
         Raises:
             Busy: There are more than ``after``.
@@ -220,7 +262,31 @@ class Storage:
                 for k, trial in enumerate(trials)
             ]
             connection.execute(_trials.insert(), rows)
+            if state is not None:
+                self._put_state(connection, count, state)
         return [_renumbered(trial, count + k) for k, trial in enumerate(trials)]
+
+    def _put_state(self, connection: Connection, trials: int, state: Any) -> None:
+        structure, tensors = pack(state)
+        connection.execute(_states.delete().where(_states.c.study == self._id))
+        connection.execute(
+            _states.insert().values(
+                study=self._id,
+                trials=trials,
+                structure=json.dumps(structure, allow_nan=False),
+                tensors=_tensor_bytes(tensors),
+            )
+        )
+
+    def state(self) -> Any:
+        """Return the tree kept last; None where there is none."""
+        from safetensors.torch import load
+
+        with self._reading() as connection:
+            row = connection.execute(sa.select(_states).where(_states.c.study == self._id)).first()
+        if row is None:
+            return None
+        return unpack(json.loads(row.structure), load(bytes(row.tensors)))
 
     def finish(self, trial: Trial) -> None:
         """Store the outcome of a running trial.
@@ -256,6 +322,9 @@ def _row(trial: Trial) -> dict[str, Any]:
         "outcomes": text(trial.values),
         "variances": text(trial.variances),
         "error": trial.error,
+        "origin": trial.origin,
+        "started": trial.started,
+        "finished": trial.finished,
     }
 
 
@@ -270,10 +339,17 @@ def _trial(row: Any) -> Trial:
         values=tree(row.outcomes),
         variances=tree(row.variances),
         error=row.error,
+        origin=row.origin,
+        started=row.started,
+        finished=row.finished,
     )
 
 
-def _renumbered(trial: Trial, number: int) -> Trial:
-    from dataclasses import replace
+def _tensor_bytes(tensors: Mapping[str, Any]) -> bytes:
+    from safetensors.torch import save
 
+    return save({key: tensor.cpu() for key, tensor in tensors.items()})
+
+
+def _renumbered(trial: Trial, number: int) -> Trial:
     return replace(trial, number=number)

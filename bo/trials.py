@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 __all__ = ["STATUSES", "Status", "Trial"]
 
-Status = Literal["running", "complete", "failed", "pruned"]
+Status = Literal["running", "complete", "failed", "pruned", "cancelled"]
 
-STATUSES: tuple[str, ...] = ("running", "complete", "failed", "pruned")
-"""What a trial may be: asked and not told, told, without result, or stopped early."""
+STATUSES: tuple[str, ...] = ("running", "complete", "failed", "pruned", "cancelled")
+"""What a trial may be: asked for and not told, told, without result because of its point, stopped
+early because it would not have been good, or never evaluated."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,9 @@ class Trial:
         values: Outcomes by name; None where there are none.
         variances: Variances of the noise in the outcomes, by name; None where not known.
         error: Why it failed, if it said so.
+        origin: Where the point came from: "initial", "model", "random" or "attached".
+        started: When it was asked for, ISO 8601 in UTC.
+        finished: When it was told.
     """
 
     number: int
@@ -33,6 +37,9 @@ class Trial:
     values: Mapping[str, float] | None = field(default=None)
     variances: Mapping[str, float] | None = field(default=None)
     error: str | None = None
+    origin: str | None = None
+    started: str | None = None
+    finished: str | None = None
 
     def __getitem__(self, name: str) -> Any:
         """Return the value of a parameter."""

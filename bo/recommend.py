@@ -1,0 +1,381 @@
+"""The next points of a study, as a function of its trials: initial design, surrogate, acquisition.
+
+Nothing is kept between calls but the warm state that the caller passes in and gets back; random
+numbers come from streams keyed by the seed and the number of trials. So a study that was killed and
+opened again asks for what it would have asked for anyway.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from probkit.bo.observations import Observations, observe
+from probkit.bo.outcomes import Outcomes
+from probkit.bo.space import Space
+from probkit.bo.trials import Trial
+from probkit.errors import DataError
+from probkit.files import class_name, pack, unpack
+from probkit.rng import stream
+
+if TYPE_CHECKING:
+    from botorch.models.model import Model
+
+__all__ = ["Proposal", "Settings", "fit_surrogate", "recommend"]
+
+#: Codes of two points that are closer than this are the same point.
+_SAME = 1e-9
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a study searches.
+
+    Attributes:
+        surrogate: A name, an object that :func:`~probkit.bo.make_surrogate` takes, or a function.
+        acquisition: ``"auto"``, or the name of an acquisition function.
+        seed: Seed of everything random.
+        noise: ``"auto"`` or ``"none"``.
+        initial: Number of points before the first surrogate.
+        failures: ``"worst"`` or ``"ignore"``.
+        options: Options of the surrogate.
+    """
+
+    surrogate: Any = "auto"
+    acquisition: str = "auto"
+    seed: int = 0
+    noise: str = "auto"
+    initial: int = 10
+    failures: str = "worst"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without data."""
+        if self.noise not in ("auto", "none"):
+            raise DataError(f"noise: expected 'auto' or 'none', got {self.noise!r}")
+        if self.failures not in ("worst", "ignore"):
+            raise DataError(f"failures: expected 'worst' or 'ignore', got {self.failures!r}")
+        if isinstance(self.initial, bool) or not isinstance(self.initial, int) or self.initial < 2:
+            raise DataError(
+                f"initial: expected a whole number of points >= 2, got {self.initial!r}: a "
+                "surrogate needs two"
+            )
+        if not _is_function(self.surrogate):
+            from probkit.bo.surrogates.registry import surrogate_of
+
+            surrogate_of(self.surrogate, self.options)  # an unknown name or option is an error now
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as JSON values; a function is stored by name only."""
+        return {
+            "surrogate": _write_surrogate(self.surrogate),
+            "acq": self.acquisition,
+            "rng": self.seed,
+            "noise": self.noise,
+            "initial": self.initial,
+            "failures": self.failures,
+            "options": json.loads(json.dumps(dict(self.options))),
+        }
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any], surrogate: Any = None) -> Settings:
+        """Rebuild settings; files of version 1 lack some.
+
+        Args:
+            tree: What :meth:`to_json` returned.
+            surrogate: Put in place of the stored one.
+
+        Raises:
+            DataError: The stored surrogate is a function, and none was passed.
+        """
+        return cls(
+            surrogate=_read_surrogate(tree["surrogate"]) if surrogate is None else surrogate,
+            acquisition=tree["acq"],
+            seed=tree["rng"],
+            noise=tree.get("noise", "auto"),
+            initial=tree["initial"],
+            failures=tree.get("failures", "worst"),
+            options=tree.get("options", {}) if surrogate is None else {},
+        )
+
+
+def _is_function(surrogate: Any) -> bool:
+    """Whether a surrogate is a plain function of the data, rather than a name or options."""
+    import inspect
+
+    return inspect.isroutine(surrogate)
+
+
+def _write_surrogate(surrogate: Any) -> Any:
+    if isinstance(surrogate, str):
+        return surrogate
+    if _is_function(surrogate):
+        return {"function": f"{surrogate.__module__}.{surrogate.__qualname__}"}
+    try:
+        structure, tensors = pack(surrogate)
+    except DataError:
+        return {"function": class_name(surrogate)}
+    return {"object": structure} if not tensors else {"function": class_name(surrogate)}
+
+
+def _read_surrogate(tree: Any) -> Any:
+    if isinstance(tree, str):
+        return tree
+    if "object" in tree:
+        return unpack(tree["object"], {})
+    raise DataError(
+        f"the surrogate of this study, {tree['function']}, is not stored in it; pass surrogate= to "
+        "Study.load"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """Points to evaluate next.
+
+    Attributes:
+        params: The points.
+        origins: Where each came from.
+        state: What the surrogate hands on to the next one; None where none was fitted.
+    """
+
+    params: list[dict[str, Any]]
+    origins: list[str]
+    state: Any = None
+
+
+def recommend(
+    space: Space,
+    outcomes: Outcomes,
+    trials: Iterable[Trial],
+    n: int,
+    *,
+    settings: Settings,
+    state: Any = None,
+    number: int | None = None,
+) -> Proposal:
+    """Choose the next ``n`` points.
+
+    Args:
+        space: What is searched.
+        outcomes: What is measured.
+        trials: All trials so far, pending ones included.
+        n: Number of points.
+        settings: How to search.
+        state: What the last surrogate handed on.
+        number: Number of the first new trial, which the random streams are keyed by; by default
+            the number of trials so far.
+
+    Raises:
+        DataError: No point is left.
+    """
+    trials = list(trials)
+    number = len(trials) if number is None else number
+    seen = observe(trials, space, outcomes, noise=settings.noise, failures=settings.failures)
+    missing = min(n, max(0, settings.initial - len(trials)))
+    if seen.complete < 2:
+        missing = n
+    first = _initial(space, number, missing, settings.seed)
+    picked = _Picked(space, seen)
+    for point in first:
+        picked.add(point, "initial", rng=stream(settings.seed, "fill", number))
+    if missing < n:
+        model = fit_surrogate(seen, space, settings, state, key=("fit", number))
+        state = _state_of(model, settings)
+        for k in range(n - missing):
+            rng = stream(settings.seed, "candidate", number, missing + k)
+            best = _candidate(model, space, outcomes, seen, picked.running, settings, rng=rng)
+            picked.add(best, "model", rng=stream(settings.seed, "fill", number, k))
+    else:
+        state = None
+    return Proposal(space.from_codes(picked.new), picked.origins, state)
+
+
+def _initial(space: Space, start: int, n: int, seed: int) -> Tensor:
+    """Points of the Sobol sequence, as codes ``[point, parameter]``."""
+    return space.codes(space.sobol(n, rng=seed, start=start) if n else [])
+
+
+class _Picked:
+    """Points picked so far for one request, kept apart from each other and from what was tried."""
+
+    def __init__(self, space: Space, seen: Observations) -> None:
+        self.space, self.seen = space, seen
+        self.new = torch.empty(0, len(space), dtype=torch.float64)
+        self.origins: list[str] = []
+
+    @property
+    def running(self) -> Tensor:
+        """Codes of all points without outcome ``[point, parameter]``."""
+        return torch.cat([self.seen.pending, self.new])
+
+    def add(self, code: Tensor, origin: str, *, rng: torch.Generator) -> None:
+        """Add one point ``[parameter]``, or another where it is taken."""
+        snapped = self.space.codes(self.space.from_codes(code[None]))[0]
+        if _is_among(snapped, torch.cat([self.seen.visited, self.new])):
+            snapped, origin = self._free_point(snapped, rng), "random"
+        self.new = torch.cat([self.new, snapped[None]])
+        self.origins.append(origin)
+
+    def _free_point(self, wanted: Tensor, rng: torch.Generator) -> Tensor:
+        """A point that was not tried, near the wanted one; in a space that is used up, a repeat.
+
+        Raises:
+            DataError: Every point of the space is pending.
+        """
+        for width in (0.02, 0.1, 0.5, None):
+            pool = _around(self.space, wanted, width, rng)
+            free = ~_rows_among(pool, torch.cat([self.seen.visited, self.new]))
+            if bool(free.any()):
+                return pool[free][0]
+        every = _all_points(self.space)
+        if every is None:
+            return wanted
+        tried = torch.cat([self.seen.visited, self.new])
+        for taken in (tried, self.running):  # repeat an evaluation before a point that runs
+            free = ~_rows_among(every, taken)
+            if bool(free.any()):
+                choices = every[free]
+                near = (choices - wanted).abs().sum(-1).argmin()
+                return choices[near]
+        raise DataError(
+            f"ask: all {int(self.space.size)} points of the space are pending; tell some first"
+        )
+
+
+def _is_among(point: Tensor, others: Tensor) -> bool:
+    return bool(_rows_among(point[None], others)[0])
+
+
+def _rows_among(points: Tensor, others: Tensor) -> Tensor:
+    """Whether each row equals one of others, ``[point]``."""
+    if not len(others):
+        return torch.zeros(len(points), dtype=torch.bool)
+    gap = (points[:, None, :] - others[None, :, :]).abs().amax(-1)
+    return (gap < _SAME).any(-1)
+
+
+def _around(space: Space, centre: Tensor, width: float | None, rng: torch.Generator) -> Tensor:
+    """Points near a centre ``[256, parameter]``: some levels drawn anew, floats moved."""
+    drawn = space.random_codes(256, rng=rng)
+    if width is not None:
+        keep = torch.rand(drawn.shape, generator=rng, dtype=torch.float64) > max(
+            width, 1 / len(space)
+        )
+        move = width * torch.randn(drawn.shape, generator=rng, dtype=torch.float64)
+        smooth = torch.tensor([not p.stepped for p in space.parameters.values()])
+        low, high = space.code_bounds
+        near = torch.minimum(torch.maximum(centre + move, low), high)
+        drawn = torch.where(smooth, near, torch.where(keep, centre.expand_as(drawn), drawn))
+    return space.codes(space.from_codes(drawn))
+
+
+def _all_points(space: Space, most: int = 20_000) -> Tensor | None:
+    """Codes of every point ``[point, parameter]``; None where there are too many."""
+    counts = [p.levels for p in space.parameters.values()]
+    if any(c is None for c in counts):
+        return None
+    total = 1
+    for c in counts:
+        total *= c or 1
+    if total > most:
+        return None
+    columns = [
+        torch.tensor([p.to_code(v) for v in _values(p)], dtype=torch.float64)
+        for p in space.parameters.values()
+    ]
+    grid = torch.cartesian_prod(*columns).reshape(-1, len(columns))
+    return space.canonical(grid).unique(dim=0)
+
+
+def _values(parameter: Any) -> Sequence[Any]:
+    if hasattr(parameter, "choices"):
+        return list(parameter.choices)
+    return range(parameter.low, parameter.high + 1)
+
+
+# ---------------------------------------------------------------------- surrogate, acquisition
+
+
+def fit_surrogate(
+    seen: Observations,
+    space: Space,
+    settings: Settings,
+    state: Any = None,
+    *,
+    key: Sequence[int | str],
+) -> Model:
+    """Fit the surrogate of a study to its observations.
+
+    Args:
+        seen: The observations.
+        space: The space of their codes.
+        settings: Which surrogate, and its options.
+        state: What the last one handed on; ignored where another surrogate wrote it.
+        key: Names the random stream, below the seed.
+
+    Raises:
+        DataError: Fewer than two trials are complete.
+    """
+    from probkit.bo.surrogates.registry import make_surrogate, surrogate_of
+
+    if seen.complete < 2:
+        raise DataError(
+            f"a surrogate needs at least 2 complete trials, got {seen.complete}; tell more"
+        )
+    same = isinstance(state, Mapping) and state.get("surrogate") == _name(settings)
+    previous = state["warm"] if same else None
+    rng = stream(settings.seed, *key)
+    if _is_function(settings.surrogate):
+        make: Callable[..., Model] = settings.surrogate
+        return make(
+            seen.X, seen.Y, seen.Yvar, bounds=space.domain, previous=previous, rng=rng,
+            **settings.options,
+        )  # fmt: skip
+    spec = surrogate_of(settings.surrogate, settings.options)
+    variances = seen.Yvar
+    if settings.noise == "none" and getattr(spec, "noise", None) == "learned":
+        spec, variances = surrogate_of(spec, {"noise": "none"}), None
+    return make_surrogate(
+        spec, seen.X, seen.Y, variances, bounds=space.domain, previous=previous, rng=rng
+    )
+
+
+def _name(settings: Settings) -> str:
+    return json.dumps(_write_surrogate(settings.surrogate), sort_keys=True)
+
+
+def _state_of(model: Model, settings: Settings) -> Any:
+    from probkit.bo.surrogates.registry import warm_state
+
+    warm = warm_state(model)
+    return None if warm is None else {"surrogate": _name(settings), "warm": warm}
+
+
+def _candidate(
+    model: Model,
+    space: Space,
+    outcomes: Outcomes,
+    seen: Observations,
+    running: Tensor,
+    settings: Settings,
+    *,
+    rng: torch.Generator,
+) -> Tensor:
+    """One point ``[parameter]`` where the acquisition function is largest, given pending ones."""
+    from botorch.acquisition import qLogNoisyExpectedImprovement
+    from botorch.optim import optimize_acqf
+
+    from probkit.rng import scope
+
+    with scope(rng=rng):
+        acq = qLogNoisyExpectedImprovement(
+            model, seen.X, X_pending=running if len(running) else None, prune_baseline=True
+        )
+        X, _ = optimize_acqf(acq, space.code_bounds, q=1, num_restarts=2, raw_samples=32)
+    return X[0]
