@@ -1,0 +1,33 @@
+"""Functional Bayesian tensor decomposition: tensors with continuous indexes."""
+
+from __future__ import annotations
+
+from probkit.models.funbat.data import TensorData
+from probkit.models.funbat.hyper import HyperPrior
+from probkit.models.funbat.masks import (
+    additive,
+    full_terms,
+    interactions,
+    main_effects,
+    masked_terms,
+)
+from probkit.models.funbat.model import Factor, FunBaT
+from probkit.models.funbat.noise import GaussianNoise, Noise, StudentT
+from probkit.models.funbat.warps import LogWarp, Warped
+
+__all__ = [
+    "Factor",
+    "FunBaT",
+    "GaussianNoise",
+    "HyperPrior",
+    "LogWarp",
+    "Noise",
+    "StudentT",
+    "TensorData",
+    "Warped",
+    "additive",
+    "full_terms",
+    "interactions",
+    "main_effects",
+    "masked_terms",
+]
