@@ -32,8 +32,8 @@ def _logistic(x: Any, y: Any) -> None:
 
 def _normal(precision: Any, sd: Any) -> None:
     zero = precision.new_zeros(len(precision))
-    flat = dist.ImproperUniform(torch.distributions.constraints.real_vector, (), (len(zero),))
-    x = pyro.sample("x", flat)
+    # flat: the mask takes the density of this normal law out again
+    x = pyro.sample("x", dist.Normal(zero, zero + 1).to_event(1).mask(False))
     pyro.factor("density", -0.5 * (x @ precision) @ x)
 
 

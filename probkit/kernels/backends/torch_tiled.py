@@ -6,14 +6,18 @@ diagonal are computed; the result is exactly symmetric and its diagonal is exact
 The backward pass recomputes each tile and never stores a layer of the whole matrix. Small problems
 skip the tiling.
 
-Any other backend offers the same functions: :func:`nngp` and :func:`ntk`, and the convolutional
-:func:`~probkit.kernels.backends.conv_tiled.conv_nngp` and
-:func:`~probkit.kernels.backends.conv_tiled.conv_ntk`.
+Products with a matrix go the same way and never hold more of it than a tile.
+
+Any other backend offers the same functions: :func:`nngp`, :func:`ntk` and their products, the
+convolutional :func:`~probkit.kernels.backends.conv_tiled.conv_nngp` and
+:func:`~probkit.kernels.backends.conv_tiled.conv_ntk`, and the stationary
+:func:`~probkit.kernels.backends.stationary_tiled.stationary` with its product.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +26,8 @@ from torch import Tensor
 
 from probkit.kernels.backends.activations import Activation, activation_of
 from probkit.kernels.backends.conv_tiled import conv_nngp, conv_ntk
-from probkit.kernels.backends.tiles import element, tiles, write_mirrored
+from probkit.kernels.backends.stationary_tiled import stationary, stationary_product
+from probkit.kernels.backends.tiles import element, fill, multiply, tile_shape, tiles
 from probkit.kernels.backends.torch_dense import (
     covariances,
     mirror_upper,
@@ -32,14 +37,20 @@ from probkit.kernels.backends.torch_dense import (
 )
 from probkit.numerics import check_allocation
 
-__all__ = ["SMALL", "conv_nngp", "conv_ntk", "nngp", "ntk"]
+__all__ = [
+    "SMALL",
+    "conv_nngp",
+    "conv_ntk",
+    "nngp",
+    "nngp_product",
+    "ntk",
+    "ntk_product",
+    "stationary",
+    "stationary_product",
+]
 
 SMALL = 2**14
 """Matrices of at most this many entries are computed whole."""
-
-_TILE_CPU = (128, 512)  # rows for each thread, columns: three float64 buffers of 512 KiB
-_MAX_THREADS = 8  # more threads share the tiles of this many
-_TILE_GPU = (4096, 4096)
 
 
 def nngp(
@@ -112,6 +123,69 @@ def ntk(
     return _kernel(x1, x2, weight_var, bias_var, options, diag)
 
 
+def nngp_product(
+    x1: Tensor,
+    x2: Tensor | None,
+    vectors: Tensor,
+    weight_var: Tensor,
+    bias_var: Tensor,
+    *,
+    activation: str = "relu",
+    residual: bool = False,
+) -> Tensor:
+    """Product of :func:`nngp` with vectors; the matrix is never stored.
+
+    Gradients flow to all tensors; the backward pass computes each tile again. Second derivatives
+    are not available.
+
+    Args:
+        x1: Inputs [*batch, n, d].
+        x2: Inputs [*batch, m, d], or None for ``x1``: half the tiles are computed.
+        vectors: Vectors [*batch, m, r].
+        weight_var: As for :func:`nngp` [*batch, steps].
+        bias_var: As for :func:`nngp` [*batch, steps].
+        activation: As for :func:`nngp`.
+        residual: As for :func:`nngp`.
+
+    Returns:
+        K @ vectors [*batch, n, r].
+
+    Raises:
+        DataError: Unknown activation.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
+        >>> one, zero = torch.ones(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+        >>> v = torch.ones(2, 1, dtype=torch.float64)
+        >>> bool(torch.equal(nngp_product(x, None, v, one, zero), nngp(x, None, one, zero) @ v))
+        True
+    """
+    options = _Options(activation_of(activation), tangent=False, residual=residual)
+    return _product(x1, x2, vectors, weight_var, bias_var, options)
+
+
+def ntk_product(
+    x1: Tensor,
+    x2: Tensor | None,
+    vectors: Tensor,
+    weight_var: Tensor,
+    bias_var: Tensor,
+    *,
+    activation: str = "relu",
+    residual: bool = False,
+) -> Tensor:
+    """Product of :func:`ntk` with vectors; arguments, result and errors of :func:`nngp_product`.
+
+    Example:
+        >>> x = torch.ones(1, 1, dtype=torch.float64)
+        >>> one, zero = torch.ones(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+        >>> ntk_product(x, None, 3 * x, one, zero)
+        tensor([[3.]], dtype=torch.float64)
+    """
+    options = _Options(activation_of(activation), tangent=True, residual=residual)
+    return _product(x1, x2, vectors, weight_var, bias_var, options)
+
+
 class _Inputs(NamedTuple):
     """Tensors that a matrix is computed from, all with the batch dims of the result."""
 
@@ -134,32 +208,55 @@ def _kernel(
     x1: Tensor, x2: Tensor | None, w: Tensor, b: Tensor, options: _Options, diag: bool
 ) -> Tensor:
     """Broadcast the batch dims, then take the shortest way that fits the size."""
-    activation, tangent, residual = options
-    inputs = [x1] if x2 is None else [x1, x2]
-    # not torch.broadcast_shapes, whose first call imports sympy
-    batch = np.broadcast_shapes(*(x.shape[:-2] for x in inputs), w.shape[:-1], b.shape[:-1])
-    inputs = [x.expand(*batch, *x.shape[-2:]) for x in inputs]
-    w, b = w.expand(*batch, w.shape[-1]), b.expand(*batch, b.shape[-1])
-    n, m = inputs[0].shape[-2], inputs[-1].shape[-2]
+    x1, x2, w, b = _broadcast(x1, x2, w, b)
+    n, m = x1.shape[-2], (x1 if x2 is None else x2).shape[-2]
     if not diag:
-        size = math.prod((*batch, n, m)) * x1.element_size()
-        check_allocation(size, f"kernel matrix {[*batch, n, m]}", device=x1.device)
-    k1 = variances(inputs[0], w, b, activation, residual=residual)
-    if x2 is None:
-        diagonal = k1[..., -1, :]
-        if tangent:
-            diagonal = tangent_variance(k1, w, activation, residual=residual)
-        if diag:
-            return diagonal
-        given = _Inputs(inputs[0], None, w, b, k1, None, diagonal)
-    else:
-        k2 = variances(inputs[1], w, b, activation, residual=residual)
-        if diag:
-            return paired(inputs[0], inputs[1], w, b, k1, k2, **options._asdict())
-        given = _Inputs(inputs[0], inputs[1], w, b, k1, k2, None)
+        size = math.prod((*x1.shape[:-1], m)) * x1.element_size()
+        check_allocation(size, f"kernel matrix {[*x1.shape[:-1], m]}", device=x1.device)
+    given = _with_variances(x1, x2, w, b, options)
+    if diag and given.x2 is not None and given.k2 is not None:
+        return paired(x1, given.x2, w, b, given.k1, given.k2, **options._asdict())
+    if diag:
+        assert given.diagonal is not None
+        return given.diagonal
     if n * m <= SMALL:
         return _whole(given, options)
     return _Tiled.apply(options, *given)
+
+
+def _product(
+    x1: Tensor, x2: Tensor | None, vectors: Tensor, w: Tensor, b: Tensor, options: _Options
+) -> Tensor:
+    """Broadcast the batch dims, then multiply tile by tile."""
+    x1, x2, w, b = _broadcast(x1, x2, w, b, vectors.shape[:-2])
+    given = _with_variances(x1, x2, w, b, options)
+    return _TiledProduct.apply(options, vectors.expand(*x1.shape[:-2], -1, -1), *given)
+
+
+def _broadcast(
+    x1: Tensor, x2: Tensor | None, w: Tensor, b: Tensor, more: tuple[int, ...] = ()
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """Give all tensors the same batch dims."""
+    # not torch.broadcast_shapes, whose first call imports sympy
+    inputs = [x.shape[:-2] for x in (x1, x2) if x is not None]
+    batch = np.broadcast_shapes(*inputs, w.shape[:-1], b.shape[:-1], more)
+    x1 = x1.expand(*batch, *x1.shape[-2:])
+    x2 = None if x2 is None else x2.expand(*batch, *x2.shape[-2:])
+    return x1, x2, w.expand(*batch, w.shape[-1]), b.expand(*batch, b.shape[-1])
+
+
+def _with_variances(
+    x1: Tensor, x2: Tensor | None, w: Tensor, b: Tensor, options: _Options
+) -> _Inputs:
+    """Add the variances of all steps, and the diagonal where the matrix has one."""
+    activation, tangent, residual = options
+    k1 = variances(x1, w, b, activation, residual=residual)
+    if x2 is not None:
+        return _Inputs(x1, x2, w, b, k1, variances(x2, w, b, activation, residual=residual), None)
+    diagonal = k1[..., -1, :]
+    if tangent:
+        diagonal = tangent_variance(k1, w, activation, residual=residual)
+    return _Inputs(x1, None, w, b, k1, None, diagonal)
 
 
 def _whole(given: _Inputs, options: _Options) -> Tensor:
@@ -182,7 +279,8 @@ class _Tiled(torch.autograd.Function):
         batch, n = given.x1.shape[:-2], given.x1.shape[-2]
         out = given.x1.new_empty(*batch, n, n if given.x2 is None else given.x2.shape[-2])
         for index in np.ndindex(*batch):
-            _fill(out[index], element(given, index), options)
+            one = element(given, index)
+            fill(out[index], _NetworkTiles(one, options).tile, one.diagonal)
         return out
 
     @staticmethod
@@ -198,58 +296,86 @@ class _Tiled(torch.autograd.Function):
         ]
         for index in np.ndindex(*G.shape[:-2]):
             target = [None if t is None else t[index] for t in found]
-            _accumulate(G[index], element(given, index), target, ctx.options)
+            _accumulate(_of_matrix(G[index]), element(given, index), target, ctx.options)
         return None, *found
 
 
-# --------------------------------------------------------------------------- tiles
+class _TiledProduct(torch.autograd.Function):
+    """Product with a tiled matrix; backward by recomputation, too."""
+
+    @staticmethod
+    def forward(ctx: Any, options: _Options, vectors: Tensor, *tensors: Tensor | None) -> Tensor:
+        ctx.save_for_backward(vectors, *tensors)
+        ctx.options = options
+        given = _Inputs(*tensors)  # type: ignore[arg-type]
+        out = vectors.new_empty(*given.x1.shape[:-1], vectors.shape[-1])
+        for index in np.ndindex(*given.x1.shape[:-2]):
+            one = element(given, index)
+            multiply(out[index], _NetworkTiles(one, options).tile, one.diagonal, vectors[index])
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (G,) = grads
+        vectors, *tensors = ctx.saved_tensors
+        needed = ctx.needs_input_grad[2:]
+        given = _Inputs(*tensors)
+        to_vectors = torch.empty_like(vectors) if ctx.needs_input_grad[1] else None
+        found = [
+            torch.zeros_like(t, memory_format=torch.contiguous_format) if need else None
+            for t, need in zip(tensors, needed, strict=True)
+        ]
+        for index in np.ndindex(*G.shape[:-2]):
+            one = element(given, index)
+            if to_vectors is not None:
+                turned = _transposed(one)
+                source = _NetworkTiles(turned, ctx.options)
+                multiply(to_vectors[index], source.tile, one.diagonal, G[index])
+            if any(needed):
+                target = [None if t is None else t[index] for t in found]
+                upstream = _of_outer(G[index], vectors[index])
+                _accumulate(upstream, one, target, ctx.options)
+        return None, to_vectors, *found
 
 
-def _tile_shape(x: Tensor) -> tuple[int, int]:
-    """Rows and columns of a tile."""
-    if x.device.type == "cpu":
-        rows, columns = _TILE_CPU
-        return rows * min(torch.get_num_threads(), _MAX_THREADS), columns
-    return _TILE_GPU
+def _transposed(given: _Inputs) -> _Inputs:
+    """The inputs of the transposed matrix."""
+    if given.x2 is None or given.k2 is None:
+        return given
+    return given._replace(x1=given.x2, x2=given.x1, k1=given.k2, k2=given.k1)
 
 
 # --------------------------------------------------------------------------- forward
 
 
-def _fill(out: Tensor, given: _Inputs, options: _Options) -> None:
-    """Write one matrix [n, m]."""
-    x1, x2, w, b, k1, k2, diagonal = given
-    activation = options.activation
-    gains, biases = w.tolist(), b.tolist()
-    right = ((x1 if x2 is None else x2) * (gains[0] / x1.shape[-1])).T
-    rows = [tuple(f[:, None] for f in activation.factors(k)) for k in k1[:-1]]
-    if k2 is None:
-        columns = [tuple(f.T for f in factors) for factors in rows]
-    else:
-        columns = [tuple(f[None, :] for f in activation.factors(k)) for k in k2[:-1]]
-    shape = _tile_shape(x1)
-    buffers = [
-        x1.new_empty(shape[0] * max(shape)) for _ in range(3 + options.tangent + options.residual)
-    ]
-    for i0, i1, j0, j1 in tiles(out.shape[0], out.shape[1], shape, x2 is None):
-        size = (i1 - i0, j1 - j0)
-        views = [buffer[: size[0] * size[1]].view(size) for buffer in buffers]
-        torch.mm(x1[i0:i1], right[:, j0:j1], out=views[0])
-        views[0].add_(biases[0])
-        tile = _run_steps(
-            views,
-            [tuple(f[i0:i1] for f in factors) for factors in rows],
-            [tuple(f[:, j0:j1] for f in factors) for factors in columns],
-            gains,
-            biases,
-            options,
-        )
-        if x2 is None:
-            write_mirrored(out, tile, i0, i1, j0, j1)
+class _NetworkTiles:
+    """Tiles of one matrix [n, m], each taken through all layers in buffers of its own."""
+
+    def __init__(self, given: _Inputs, options: _Options) -> None:
+        x1, x2, w, b, k1, k2, _ = given
+        self.options, self.x1 = options, x1
+        self.gains, self.biases = w.tolist(), b.tolist()
+        self.right = ((x1 if x2 is None else x2) * (self.gains[0] / x1.shape[-1])).T
+        factors = options.activation.factors
+        self.rows = [tuple(f[:, None] for f in factors(k)) for k in k1[:-1]]
+        if k2 is None:
+            self.columns = [tuple(f.T for f in row) for row in self.rows]
         else:
-            out[i0:i1, j0:j1] = tile
-    if diagonal is not None:
-        out.diagonal().copy_(diagonal)
+            self.columns = [tuple(f[None, :] for f in factors(k)) for k in k2[:-1]]
+        shape = tile_shape(x1)
+        count = 3 + options.tangent + options.residual
+        self.buffers = [x1.new_empty(shape[0] * max(shape)) for _ in range(count)]
+
+    def tile(self, i0: int, i1: int, j0: int, j1: int) -> Tensor:
+        """Rows i0 to i1, columns j0 to j1; overwritten by the next call."""
+        size = (i1 - i0, j1 - j0)
+        views = [buffer[: size[0] * size[1]].view(size) for buffer in self.buffers]
+        torch.mm(self.x1[i0:i1], self.right[:, j0:j1], out=views[0])
+        views[0].add_(self.biases[0])
+        rows = [tuple(f[i0:i1] for f in factors) for factors in self.rows]
+        columns = [tuple(f[:, j0:j1] for f in factors) for factors in self.columns]
+        return _run_steps(views, rows, columns, self.gains, self.biases, self.options)
 
 
 def _run_steps(
@@ -291,7 +417,32 @@ def _run_steps(
 # --------------------------------------------------------------------------- backward
 
 
-def _accumulate(G: Tensor, given: _Inputs, found: list[Tensor | None], options: _Options) -> None:
+class _Upstream(NamedTuple):
+    """Gradient of a matrix [n, m], tile by tile, and its diagonal."""
+
+    shape: tuple[int, int]
+    tile: Callable[[int, int, int, int], Tensor]
+    diagonal: Callable[[], Tensor]
+
+
+def _of_matrix(G: Tensor) -> _Upstream:
+    """The gradient ``G`` itself."""
+    shape = (G.shape[0], G.shape[1])
+    return _Upstream(shape, lambda i0, i1, j0, j1: G[i0:i1, j0:j1], G.diagonal)
+
+
+def _of_outer(left: Tensor, right: Tensor) -> _Upstream:
+    """The gradient left right^T of a product, never stored."""
+    return _Upstream(
+        (left.shape[0], right.shape[0]),
+        lambda i0, i1, j0, j1: left[i0:i1] @ right[j0:j1].T,
+        lambda: (left * right).sum(-1),
+    )
+
+
+def _accumulate(
+    G: _Upstream, given: _Inputs, found: list[Tensor | None], options: _Options
+) -> None:
     """Add the gradients of sum(G * matrix) of one matrix [n, m] to ``found``, tile by tile."""
     x1, x2, w, b, k1, k2, _ = given
     grad_x1, grad_x2, grad_w, grad_b, grad_k1, grad_k2, grad_diagonal = found
@@ -300,10 +451,10 @@ def _accumulate(G: Tensor, given: _Inputs, found: list[Tensor | None], options: 
         x2, k2, grad_x2, grad_k2 = x1, k1, grad_x1, grad_k1
         if grad_diagonal is not None:
             grad_diagonal += G.diagonal()
-    for i0, i1, j0, j1 in tiles(G.shape[0], G.shape[1], _tile_shape(x1), symmetric):
-        upstream = G[i0:i1, j0:j1]
+    for i0, i1, j0, j1 in tiles(*G.shape, tile_shape(x1), symmetric):
+        upstream = G.tile(i0, i1, j0, j1)
         if symmetric:
-            upstream = upstream + G[j0:j1, i0:i1].T
+            upstream = upstream + G.tile(j0, j1, i0, i1).T
             if j0 == i0:
                 upstream = upstream.triu_(1)
         sources = (x1[i0:i1], x2[j0:j1], w, b, k1[:, i0:i1], k2[:, j0:j1])

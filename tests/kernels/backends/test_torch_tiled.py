@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
 from probkit.errors import DataError
-from probkit.kernels.backends import torch_tiled
-from probkit.kernels.backends.torch_tiled import nngp, ntk
+from probkit.kernels.backends import tiles, torch_tiled
+from probkit.kernels.backends.torch_tiled import nngp, nngp_product, ntk, ntk_product
 
 F64 = torch.float64
 STDS = [(1.5, 0.3), (1.1, 0.5), (1.5, 0.0), (1.2, 0.2)]
@@ -23,8 +23,8 @@ def variances_of(stds):
 def tiny_tiles(monkeypatch):
     """Tiles of 3 x 5 for every matrix, however small."""
     monkeypatch.setattr(torch_tiled, "SMALL", 0)
-    monkeypatch.setattr(torch_tiled, "_TILE_CPU", (3, 5))
-    monkeypatch.setattr(torch_tiled, "_MAX_THREADS", 1)
+    monkeypatch.setattr(tiles, "_CPU", (3, 5))
+    monkeypatch.setattr(tiles, "_MAX_THREADS", 1)
 
 
 @pytest.mark.parametrize("activation", ["relu", "erf"])
@@ -76,7 +76,7 @@ def test_tiles_of_any_shape_agree_with_the_whole(
     whole = [function(x1, x, w, b, **options) for x in (None, x2)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch_tiled, "SMALL", -1)
-        patch.setattr(torch_tiled, "_TILE_CPU", (rows, columns))
+        patch.setattr(tiles, "_CPU", (rows, columns))
         tiled = [function(x1, x, w, b, **options) for x in (None, x2)]
     for one, other in zip(whole, tiled, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
@@ -279,7 +279,7 @@ def test_tanh_in_tiles(tangent, residual, points, monkeypatch):
 
     whole = results()
     monkeypatch.setattr(torch_tiled, "SMALL", 0)
-    monkeypatch.setattr(torch_tiled, "_TILE_CPU", (4, 7))
+    monkeypatch.setattr(tiles, "_CPU", (4, 7))
     for one, other in zip(whole, results(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
     assert torch.equal(whole[0], whole[0].mT)
@@ -323,3 +323,35 @@ def test_bad_requests(points):
     huge = torch.zeros(1, 1, dtype=F64).expand(10**6, 1)
     with pytest.raises(DataError, match=r"kernel matrix \[1000000, 1000000\] needs"):
         nngp(huge, None, one, one)
+
+
+@pytest.mark.parametrize("activation", ["relu", "erf"])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize(("function", "product"), [(nngp, nngp_product), (ntk, ntk_product)])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_products_equal_the_matrix(monkeypatch, activation, residual, function, product, symmetric):
+    monkeypatch.setattr(tiles, "_CPU", (4, 7))
+    g = torch.Generator().manual_seed(3)
+    x1 = torch.randn(2, 19, 3, generator=g, dtype=F64)
+    x2 = torch.randn(23, 3, generator=g, dtype=F64)
+    w, b = variances_of(STDS)
+    v = torch.randn(2, 19 if symmetric else 23, 2, generator=g, dtype=F64)
+    options = {"activation": activation, "residual": residual}
+
+    def gradients(whole):
+        leaves = [t.clone().requires_grad_() for t in (x1, x2, v, w, b)]
+        one, two, vectors, weight, bias = leaves
+        other = None if symmetric else two
+        if whole:
+            out = function(one, other, weight, bias, **options) @ vectors
+        else:
+            out = product(one, other, vectors, weight, bias, **options)
+        used = [leaf for leaf in leaves if not (symmetric and leaf is two)]
+        return out, torch.autograd.grad(out.square().sum(), used)
+
+    want, want_gradients = gradients(whole=True)
+    got, got_gradients = gradients(whole=False)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    # the slope of the ReLU tangent kernel between close rows is a root: half the digits
+    for one, other in zip(got_gradients, want_gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
