@@ -69,11 +69,11 @@ class GPSurrogate(Surrogate):
         if self.noise not in ("learned", "none"):
             raise DataError(f"noise: expected 'learned' or 'none', got {self.noise!r}")
 
-    @property
-    def _smoothness(self) -> str:
+    def _smoothness(self, data: TrainingData) -> str:
         if self.kernel != "auto":
             return self.kernel
-        return "matern" if self.noise == "none" else "rbf"
+        exact = self.noise == "none" or (data.Yvar is not None and not bool(data.Yvar.any()))
+        return "matern" if exact else "rbf"
 
     def fit(
         self, data: TrainingData, *, previous: Mapping[str, Any] | None = None, rng: Rng
@@ -81,7 +81,8 @@ class GPSurrogate(Surrogate):
         """Fit hyper-parameters from their prior modes and from those of the last round."""
         domain = data.domain
         if self.preset == "default":
-            kernel: Kernel = MixedKernel(domain.size, domain.categorical, self._smoothness)
+            smoothness = self._smoothness(data)
+            kernel: Kernel = MixedKernel(domain.size, domain.categorical, smoothness)
         else:
             kernel = _paper_kernel(data)
         return fit_dense(
