@@ -175,6 +175,11 @@ class BarDistribution(Distribution):
         logits = self.logits.expand(*batch_shape, self.logits.shape[-1])
         return BarDistribution(self.borders, logits, validate_args=False)
 
+    def reshaped(self, batch_shape: tuple[int, ...]) -> BarDistribution:
+        """Return the same laws with the leading dims ``batch_shape``."""
+        logits = self.logits.reshape(*batch_shape, self.logits.shape[-1])
+        return BarDistribution(self.borders, logits, validate_args=False)
+
     def bar_of(self, y: Tensor) -> Tensor:
         """Return the number of the bar that holds ``y``; beyond the ends, of the outer bars."""
         return torch.searchsorted(self.borders[1:-1].contiguous(), y.contiguous(), right=True)

@@ -16,7 +16,12 @@ import torch
 
 from probkit._version import __version__
 from probkit.models.pfn.curve_prior import CurvePrior
-from probkit.models.pfn.curve_task import CurveTask, curve_borders
+from probkit.models.pfn.curve_task import (
+    EPOCH_FEATURES,
+    METRIC_FEATURES,
+    CurveTask,
+    curve_borders,
+)
 from probkit.models.pfn.network import SIZES, PFNNetwork, PFNSize
 from probkit.models.pfn.training import TrainingPlan, train
 from probkit.models.pfn.weight_files import WeightFile, save_weights
@@ -62,7 +67,11 @@ def train_curves(
         network=asdict(size),
         weights=network.cpu().state_dict(),
         borders=borders,
-        constants={"horizon": prior.horizon, "epoch_encoding": "linear and logarithmic"},
+        constants={
+            "horizon": prior.horizon,
+            "epoch_features": EPOCH_FEATURES,
+            "metric_features": METRIC_FEATURES,
+        },
         card={
             "name": "learning curves",
             "training": recipe,
@@ -114,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         compile=given.compile,
         device=given.device,
     )
-    size = PFNSize(width, layers, heads, given.bars, features=2)
+    size = PFNSize(width, layers, heads, given.bars, EPOCH_FEATURES, METRIC_FEATURES)
     train_curves(
         given.out, plan, size=size, queries=given.queries, seed=given.seed, report=True
     )
