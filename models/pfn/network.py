@@ -57,7 +57,7 @@ class PFNSize:
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "tiny": (64, 2, 4),
-    "small": (128, 3, 4),
+    "small": (128, 4, 4),
     "medium": (256, 6, 4),
     "large": (256, 12, 4),
 }
