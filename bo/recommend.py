@@ -21,10 +21,12 @@ from probkit.bo.space import Space
 from probkit.bo.trials import Trial
 from probkit.errors import DataError
 from probkit.files import class_name, pack, unpack
-from probkit.rng import stream
+from probkit.rng import seed_of, stream
 
 if TYPE_CHECKING:
     from botorch.models.model import Model
+
+    from probkit.bo.policy import Goal
 
 __all__ = ["Proposal", "Settings", "fit_surrogate", "recommend"]
 
@@ -187,13 +189,27 @@ def recommend(
     if missing < n:
         model = fit_surrogate(seen, space, settings, state, key=("fit", number))
         state = _state_of(model, settings)
-        for k in range(n - missing):
-            rng = stream(settings.seed, "candidate", number, missing + k)
-            best = _candidate(model, space, outcomes, seen, picked.running, settings, rng=rng)
-            picked.add(best, "model", rng=stream(settings.seed, "fill", number, k))
+        rng = stream(settings.seed, "candidates", number)
+        points = _room(space, seen, picked, n - missing)
+        if points:
+            best = _candidates(
+                model, space, outcomes, seen, picked.running, points, settings, rng=rng
+            )
+            for k, point in enumerate(best):
+                picked.add(point, "model", rng=stream(settings.seed, "fill", number, k))
+        for k in range(points, n - missing):  # the space is used up: evaluate again
+            picked.add(seen.X[seen.told][0], "model", rng=stream(settings.seed, "fill", number, k))
     else:
         state = None
     return Proposal(space.from_codes(picked.new), picked.origins, state)
+
+
+def _room(space: Space, seen: Observations, picked: _Picked, n: int) -> int:
+    """How many of ``n`` points can be new: all of them, unless the space is small."""
+    if space.size == float("inf"):
+        return n
+    tried = torch.cat([seen.visited, picked.new])
+    return min(n, max(0, int(space.size) - len(tried.unique(dim=0))))
 
 
 def _initial(space: Space, start: int, n: int, seed: int) -> Tensor:
@@ -357,25 +373,47 @@ def _state_of(model: Model, settings: Settings) -> Any:
     return None if warm is None else {"surrogate": _name(settings), "warm": warm}
 
 
-def _candidate(
+def _candidates(
     model: Model,
     space: Space,
     outcomes: Outcomes,
     seen: Observations,
     running: Tensor,
+    n: int,
     settings: Settings,
     *,
     rng: torch.Generator,
 ) -> Tensor:
-    """One point ``[parameter]`` where the acquisition function is largest, given pending ones."""
-    from botorch.acquisition import qLogNoisyExpectedImprovement
-    from botorch.optim import optimize_acqf
+    """Points ``[n, parameter]`` where the acquisition function is largest, given pending ones."""
+    from probkit.bo.policy import Goal, acquisition_for, maximise
 
-    from probkit.rng import scope
+    seed = seed_of(rng)
+    goal = Goal(range(len(outcomes.objectives)), outcomes.bounds)
+    acquisition = acquisition_for(
+        model,
+        goal,
+        X=seen.X,
+        Y=seen.Y,
+        acquisition=settings.acquisition,
+        X_pending=running if len(running) else None,
+        q=n,
+        bounds=space.domain,
+        exact=settings.noise == "none",
+        rng=seed,
+    )
+    return maximise(
+        acquisition,
+        space.domain,
+        q=n,
+        incumbents=_incumbents(seen, goal),
+        avoid=torch.cat([seen.visited, running]),
+        rng=seed,
+    )
 
-    with scope(rng=rng):
-        acq = qLogNoisyExpectedImprovement(
-            model, seen.X, X_pending=running if len(running) else None, prune_baseline=True
-        )
-        X, _ = optimize_acqf(acq, space.code_bounds, q=1, num_restarts=2, raw_samples=32)
-    return X[0]
+
+def _incumbents(seen: Observations, goal: Goal, most: int = 3) -> Tensor:
+    """Points measured to be good ``[point, parameter]``, the best first; feasible ones first."""
+    X, Y = seen.X[seen.told], seen.Y[seen.told]
+    values, feasible = goal.values(Y), goal.feasible(Y)
+    ranks = values.argsort(0).argsort(0).double().mean(1) + len(Y) * feasible.double()
+    return X[ranks.argsort(descending=True)[:most]]
