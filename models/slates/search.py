@@ -106,7 +106,7 @@ def top_of_means(cat: Catalogue, state: Tensor, size: int, exclude: Tensor) -> T
     ids = torch.cat(parts)
     exact = scores(cat.kind, state[:, None], cat.loc[ids])
     exact = exact.masked_fill(_is_excluded(ids, exclude), -math.inf)
-    best = exact.sort(1, descending=True, stable=True)
+    best = exact.sort(stable=True, dim=1, descending=True)
     return TopItems(ids.gather(1, best.indices[:, :size]), best.values[:, :size])
 
 
