@@ -15,11 +15,12 @@ from probkit.density import check_log_joint, log_joint_of
 from probkit.diagnostics import pareto_k
 from probkit.errors import CapabilityError, ConvergenceWarning, DataError, NumericsWarning
 from probkit.files import storable
-from probkit.guide import Guide, HasBound
+from probkit.guide import Guide, HasBound, HasTables
 from probkit.inference.elbo import bound, elbo, log_weights
 from probkit.inference.guides import FullRank, MeanField
 from probkit.inference.natural import antithetic, expected_derivatives, natural_step
 from probkit.inference.ranks import Ranks, average, copy_from_first
+from probkit.inference.row_adam import RowAdam, gather_table, own_rows
 from probkit.loader import Loader, Sized
 from probkit.model import Batch, lacks
 from probkit.posterior import Evidence, Posterior, make_posterior
@@ -56,8 +57,10 @@ class SVI(Sampler):
 
     **Many processes.** With ``distributed`` each process of the ``torch.distributed`` group that
     the program has initialised takes the units rank, rank + count, ... and draws its batches from
-    them; gradients are averaged, so that all processes hold the same parameters. Call ``infer``
-    with the same arguments and seed everywhere (and a checkpoint folder each). A Loader's factory
+    them; gradients are averaged, so that all processes hold the same parameters. Tables of a
+    :class:`~probkit.guide.HasTables` guide lie row by row on different processes while the fit
+    lasts, and are collected at its end. Call ``infer`` with the same arguments and seed everywhere
+    (and a checkpoint folder each). A Loader's factory
     gives the batches of its own process, scaled as if they were drawn from all units.
 
     Args:
@@ -135,7 +138,9 @@ class SVI(Sampler):
 
     def _guide(self, problem: Problem) -> Guide:
         if problem.guide is not None:
-            return problem.guide
+            specialise = getattr(problem.model, "specialise", None)
+            special: Guide = specialise(problem.guide) if callable(specialise) else problem.guide
+            return special
         own = getattr(problem.model, "guide", None)
         chosen = own() if callable(own) else None
         if chosen is not None:
@@ -165,12 +170,19 @@ class SVI(Sampler):
         # A shared run reads its stream as a single process does: its own orders take no draw.
         seed = seed_of(rngs[0]) if loader else rngs[0].initial_seed() if self.distributed else 0
         batch = loader.next(problem.model, seed, 0, 0)[0] if loader else Batch(data)
+        tables = _tables(guide, params, problem.model)
+        if tables and self.batch_size is not None and not loader:  # Too large to look at whole.
+            first = torch.arange(min(self.batch_size, problem.model.plate_size(data)))
+            batch = problem.model.minibatch(data, first.to(rngs[0].device))
         values, _ = guide.sample(params, problem.model, batch, 2, rng=rngs[0])
         values = map_tensors(Tensor.detach, values)
         check_log_joint(problem.model, values, batch.data, scale=batch.scale)
+        if ranks.world > 1:
+            params = {**params, **{name: own_rows(params[name], ranks) for name in tables}}
         return {
             "params": params,
             "optimizer": None,
+            "tables": None,
             "taken": 0,
             "feed": {"seed": seed, "epoch": 0, "position": 0, "order": None},
             "recent": torch.zeros(0, dtype=torch.float64),
@@ -226,16 +238,16 @@ class SVI(Sampler):
         ranks = self._ranks()
         improve: _Adam | _Natural
         if self.update == "natural":
-            improve = _Natural(self, problem, state)
+            improve = _Natural(self, problem, state, ranks)
         else:
-            improve = _Adam(self, problem, self._guide(problem), state)
+            improve = _Adam(self, problem, self._guide(problem), state, ranks)
         feed, taken, calm = state["feed"], state["taken"], state["calm"]
         recent: list[float] = state["recent"].tolist()
         bounds: list[float] = []
         while len(bounds) < self.chunk and taken < self.steps and calm < 2:
             batch, feed = self._next_batch(problem, feed, rngs[0], ranks)
             rate = self.lr * self.decay ** (taken / self.steps)
-            bounds.append(improve(batch, rate, rngs[0], ranks))
+            bounds.append(improve(batch, rate, rngs[0]))
             taken += 1
             if self.window is not None:
                 recent = [*recent, bounds[-1]][-2 * self.window :]
@@ -299,6 +311,10 @@ class SVI(Sampler):
         """
         guide = self._guide(problem)
         params = map_tensors(Tensor.detach, state["params"])
+        tables = _tables(guide, params, problem.model)
+        if tables and self.distributed:
+            whole = {name: gather_table(params[name], self._ranks()) for name in tables}
+            params = {**params, **whole}
         source = Fitted(guide, [params])
         stats: dict[str, Tensor] = {}
         if self.window is not None:
@@ -309,7 +325,7 @@ class SVI(Sampler):
             problem = replace(problem, data=problem.data.example)
         elif self.batch_size is None:
             evidence, fit = self._judge(problem, guide, params, rngs[0])
-        if not from_loader:
+        if not from_loader and not isinstance(guide, HasBound):
             twice = source.sample(2, model=problem.model, data=problem.data, rng=rngs[0])
             points = [name for name, value in twice.items() if torch.equal(value[0], value[1])]
             if len(points) == len(twice):
@@ -374,28 +390,36 @@ class SVI(Sampler):
 
 
 class _Adam:
-    """Steps of Adam on the guide's parameters."""
+    """Steps of Adam on the guide's parameters; tables of a HasTables guide row by row."""
 
-    def __init__(self, options: SVI, problem: Problem, guide: Guide, state: Tree) -> None:
-        self.options, self.model, self.guide = options, problem.model, guide
-        self.params = map_tensors(lambda t: t.detach().clone().requires_grad_(), state["params"])
-        self.tensors = [t for t in leaves(self.params) if isinstance(t, Tensor)]
-        self.optimizer = torch.optim.Adam(self.tensors, lr=options.lr)
-        if state["optimizer"] is not None:
-            # Adam works in place; the old state must stay as it is.
+    def __init__(
+        self, options: SVI, problem: Problem, guide: Guide, state: Tree, ranks: Ranks
+    ) -> None:
+        self.options, self.model, self.guide, self.ranks = options, problem.model, guide, ranks
+        names = _tables(guide, state["params"], problem.model)
+        # Adam works in place; the old state must stay as it is.
+        params = map_tensors(lambda t: t.detach().clone(), state["params"])
+        moments = map_tensors(Tensor.clone, state.get("tables")) or {}
+        self.tables = {name: RowAdam(params[name], moments.get(name), ranks) for name in names}
+        self.params = {
+            name: own if name in names else map_tensors(_as_leaf, own)
+            for name, own in params.items()
+        }
+        shared = [own for name, own in self.params.items() if name not in names]
+        self.tensors = [t for t in leaves(shared) if isinstance(t, Tensor) and t.requires_grad]
+        self.optimizer = torch.optim.Adam(self.tensors, lr=options.lr) if self.tensors else None
+        if self.optimizer is not None and state["optimizer"] is not None:
             self.optimizer.load_state_dict(map_tensors(Tensor.clone, state["optimizer"]))
 
-    def __call__(self, batch: Batch, rate: float, rng: torch.Generator, ranks: Ranks) -> float:
+    def __call__(self, batch: Batch, rate: float, rng: torch.Generator) -> float:
         """Take one step; returns the estimate of the bound before it."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad()
-        options = self.options
+        options, ranks = self.options, self.ranks
+        params, rows = self._needed(batch, rng)
         with torch.enable_grad():
             value = bound(
                 self.model,
                 self.guide,
-                self.params,
+                params,
                 batch,
                 options.particles,
                 rng,
@@ -409,27 +433,63 @@ class _Adam:
             average([*slopes, found], ranks.world)
             for tensor, slope in zip(self.tensors, slopes, strict=True):
                 tensor.grad = slope
-        self.optimizer.step()
+        if self.optimizer is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        for name, table in self.tables.items():
+            leaves_ = {key: params[name][key] for key in table.table}
+            if any(leaf.grad is not None for leaf in leaves_.values()):  # None: frozen.
+                gradients = {
+                    key: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+                    for key, leaf in leaves_.items()
+                }
+                table.step(rows[name], gradients, rate)
         return float(found)
+
+    def _needed(self, batch: Batch, rng: torch.Generator) -> tuple[Any, dict[str, Tensor]]:
+        """The parameters that the batch needs, and which rows of tables they hold."""
+        if not self.tables or not isinstance(self.guide, HasTables):
+            return self.params, {}
+        shared = {name: own for name, own in self.params.items() if name not in self.tables}
+        part = (self.ranks.rank, self.ranks.world)
+        asked = self.guide.rows(shared, self.model, batch, rng=rng, part=part)
+        rows = {name: asked[name]["rows"] for name in self.tables}
+        held = {
+            name: {**asked[name], **table.fetch(rows[name])} for name, table in self.tables.items()
+        }
+        return {**shared, **held}, rows
 
     def state(self) -> dict[str, Any]:
         """Return what the next chunk starts from."""
         return {
             "params": map_tensors(Tensor.detach, self.params),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
+            "tables": {name: table.state() for name, table in self.tables.items()} or None,
         }
+
+
+def _as_leaf(tensor: Tensor) -> Tensor:
+    """Ask for the gradient of a floating tensor; counts and numbers are no parameters."""
+    return tensor.requires_grad_() if tensor.is_floating_point() else tensor
+
+
+def _tables(guide: Guide, params: Any, model: Any) -> tuple[str, ...]:
+    """Names of the guide's tables that are updated row by row."""
+    return guide.tables(params, model) if isinstance(guide, HasTables) else ()
 
 
 class _Natural:
     """Natural-gradient steps on the mean and precision of a FullRank guide."""
 
-    def __init__(self, options: SVI, problem: Problem, state: Tree) -> None:
-        self.options, self.model = options, problem.model
+    def __init__(self, options: SVI, problem: Problem, state: Tree, ranks: Ranks) -> None:
+        self.options, self.model, self.ranks = options, problem.model, ranks
         self.local = state["params"]["local"]
         self.loc: Tensor = state["params"]["loc"]
         self.factor = FullRank().factor(state["params"])
 
-    def __call__(self, batch: Batch, rate: float, rng: torch.Generator, ranks: Ranks) -> float:
+    def __call__(self, batch: Batch, rate: float, rng: torch.Generator) -> float:
         """Take one step; returns the estimate of the bound before it."""
         space = Unconstrained(self.model.sites(batch.data))
 
@@ -442,7 +502,7 @@ class _Natural:
         log_p, gradient, curvature = expected_derivatives(log_density, draws)
         spread = self.factor.diagonal().log().sum() + 0.5 * len(self.loc) * math.log(2 * math.pi)
         found = log_p.mean() + (0.5 * noise.square().sum(-1)).mean() + spread
-        average([gradient, curvature, found], ranks.world)
+        average([gradient, curvature, found], self.ranks.world)
         if bool(torch.isfinite(gradient.sum() + curvature.sum())):
             with scope(quiet=True):
                 self.loc, self.factor = natural_step(
@@ -459,7 +519,7 @@ class _Natural:
             "below": torch.tril(self.factor, -1),
             "local": self.local,
         }
-        return {"params": params, "optimizer": None}
+        return {"params": params, "optimizer": None, "tables": None}
 
 
 def _is_flat(recent: Tensor) -> bool:

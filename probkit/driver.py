@@ -119,6 +119,7 @@ def infer(
         "seconds": time.perf_counter() - started,
         "complete": outcome.reason is None,
         **({} if outcome.reason is None else {"stopped_by": outcome.reason}),
+        **_reported(model),
     }
     return replace(posterior, attrs={**attrs, **posterior.attrs})
 
@@ -463,6 +464,12 @@ def _label_coords(
                     "(frame.loc[other.index]), or pass arrays"
                 )
     return coords
+
+
+def _reported(model: Any) -> dict[str, Any]:
+    """Choices of the model that it wants on record with every result, such as a temperature."""
+    own = getattr(model, "reported", None)
+    return dict(own()) if callable(own) else {}
 
 
 def _options(sampler: Any) -> dict[str, str]:

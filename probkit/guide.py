@@ -13,7 +13,7 @@ from probkit.model import Batch, Values
 from probkit.rng import Rng
 from probkit.tree import Tree
 
-__all__ = ["Guide", "HasBound", "HasMarginals", "LogQ", "Params"]
+__all__ = ["Guide", "HasBound", "HasMarginals", "HasTables", "LogQ", "Params"]
 
 Params = Tree
 
@@ -76,5 +76,33 @@ class HasBound(Protocol):
         """Return ``n`` estimates [n] of the bound on all data from a batch, each from one draw.
 
         Local terms are weighted by ``batch.scale``; the mean over batches and draws is the bound.
+        """
+        ...
+
+
+@runtime_checkable
+class HasTables(Protocol):
+    """A guide with tables so large that a step should touch some of their rows only.
+
+    A table is an entry ``params[name]`` whose tensors all have one leading dim of rows. A sampler
+    asks for the rows that a batch needs, and calls the bound with parameters that hold these rows
+    in the place of the table, beside what :meth:`rows` returned. Only they are updated.
+    """
+
+    def tables(self, params: Params, model: Any) -> tuple[str, ...]:
+        """Name the tables."""
+        ...
+
+    def rows(
+        self, params: Params, model: Any, batch: Batch, *, rng: Rng, part: tuple[int, int] = (0, 1)
+    ) -> Mapping[str, Mapping[str, Any]]:
+        """Return {table: {"rows": distinct numbers [row], ...}} for the bound on ``batch``.
+
+        Args:
+            params: Parameters; tables may be absent.
+            model: The model.
+            batch: The batch.
+            rng: Stream of whatever is drawn along the way.
+            part: (number, count) of this process among those that share a step.
         """
         ...

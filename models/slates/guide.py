@@ -1,0 +1,542 @@
+"""Mean-field guide of the slate model, with its evidence lower bound in its fastest form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Normal
+
+from probkit.errors import DataError
+from probkit.files import storable
+from probkit.guide import Guide, LogQ, Params
+from probkit.model import Batch, Values
+from probkit.models.slates.amortise import amortised_moments
+from probkit.models.slates.batch_plan import (
+    BatchPlan,
+    Places,
+    distinct,
+    inclusion,
+    plan_batch,
+    surely_touched,
+    users_of_items,
+)
+from probkit.models.slates.choices import Choices, Likelihood
+from probkit.models.slates.ids import FIRST_ITEM
+from probkit.models.slates.noise import row_noise
+from probkit.models.slates.scoring import catalogue_log_prob, choice_log_prob
+from probkit.models.slates.transitions import unroll
+from probkit.rng import Rng, seed_of, stream
+from probkit.tree import map_tensors
+
+if TYPE_CHECKING:
+    from probkit.models.slates.log import SlateLog
+    from probkit.models.slates.model import SlateGRU
+
+__all__ = ["BoundTerms", "SlateMeanField"]
+
+_LOG_2PI = math.log(2 * math.pi)
+_MANY_ITEMS = 20_000
+_USER_NOISE = 0x5EED  # keeps the noise of users apart from that of items
+
+
+class BoundTerms(NamedTuple):
+    """The parts of one draw of the bound on a batch, each a scalar.
+
+    Attributes:
+        log_likelihood: Of the batch, not tempered.
+        users: KL(q(h_0) || p), summed over the batch.
+        items: KL(q(v) || p(v | groups)), estimated for the whole table.
+        globals: KL of all other sites.
+    """
+
+    log_likelihood: Tensor
+    users: Tensor
+    items: Tensor
+    globals: Tensor
+
+    def bound(self, scale: float, temperature: float) -> Tensor:
+        """Return scale * (log likelihood / temperature - users) - items - globals."""
+        local = self.log_likelihood / temperature - self.users
+        return scale * local - self.items - self.globals
+
+
+@storable
+@dataclass(frozen=True, eq=False)
+class SlateMeanField(Guide):
+    """Independent normals in the unconstrained space, log-normal for the spread of a group.
+
+    All divergences are in closed form (that of the items given a draw of their groups), and the
+    items a step does not need are not touched.
+
+    Args:
+        users: "amortised": the law of a user's first state is a function of the items clicked at
+            training steps (:func:`~probkit.models.slates.amortise.amortised_moments`), and new
+            users need no fit; or "table", a mean and a scale for each user.
+        init_scale: Standard deviations to start from.
+        pseudo_clicks: See :func:`~probkit.models.slates.amortise.amortised_moments`.
+        divergence: How the items' divergence is found in a minibatch. "all": all items, for small
+            tables. "uniform": those of a uniform subset of ``subset`` items, times I / subset.
+            "inclusion": those in the batch, each over the probability of being in a batch, and of
+            the items that nobody saw a uniform subset. None: "all" up to 20,000 items, else
+            "inclusion", or "uniform" where batches come from a Loader or several processes.
+        subset: Items of the uniform subset.
+        freeze: Sites whose parameters stay as they are.
+        start: Parameters to start from, for the sites that it names.
+
+    Example:
+        >>> SlateMeanField(users="table").users
+        'table'
+    """
+
+    users: Literal["amortised", "table"] = "amortised"
+    init_scale: float = 0.1
+    pseudo_clicks: float = 1.0
+    divergence: Literal["all", "uniform", "inclusion"] | None = None
+    subset: int = 2000
+    freeze: tuple[str, ...] = ()
+    start: Params | None = None
+
+    def __post_init__(self) -> None:
+        if self.users not in ("amortised", "table"):
+            raise DataError(
+                f"SlateMeanField: expected users 'amortised' or 'table', got {self.users!r}"
+            )
+        if self.divergence not in (None, "all", "uniform", "inclusion"):
+            raise DataError(
+                "SlateMeanField: expected divergence 'all', 'uniform', 'inclusion' or None, got "
+                f"{self.divergence!r}"
+            )
+        if not 0 < self.init_scale < math.inf or not 0 <= self.pseudo_clicks < math.inf:
+            raise DataError(
+                "SlateMeanField: expected init_scale > 0 and pseudo_clicks >= 0, got "
+                f"{self.init_scale}, {self.pseudo_clicks}"
+            )
+        if not isinstance(self.subset, int) or self.subset < 1:
+            raise DataError(f"SlateMeanField: expected subset >= 1, got {self.subset!r}")
+        object.__setattr__(self, "freeze", tuple(self.freeze))
+
+    # ---------------------------------------------------------------- parameters
+
+    def init(self, model: SlateGRU, data: SlateLog, *, rng: Rng) -> Params:
+        """Return {site: {"loc", "log_scale"}}, and what amortises users.
+
+        Under "inclusion" divergences ``exposure`` holds how many users touch each item and which
+        items nobody does.
+        """
+        generator = stream(rng, "guide", device=data.device)
+        sites = model.sites(data)
+        start = model.initial_values(data, 1, rng=generator)
+        laws = model.laws(data)
+        params: dict[str, Any] = {}
+        for name, value in start.items():
+            free = laws[name].free(value[0]) if name in laws else value[0]
+            scale = math.log(self.init_scale * (model.prior.user if name == "user_init" else 1.0))
+            params[name] = {"loc": free, "log_scale": torch.full_like(free, scale)}
+        if "user_init" in sites:
+            params["user_init"] = self._user_params(model, sites, params["user_init"])
+        if self._divergence(model) == "inclusion":
+            counts = users_of_items(model, data)
+            unseen = (counts == 0).nonzero()[:, 0]
+            params["exposure"] = {"users": counts.int(), "unseen": unseen}
+        for name, given in (self.start or {}).items():
+            if name in params and name != "exposure":
+                _check_start(name, params[name], given)
+                params[name] = map_tensors(lambda t: t.to(data.device), given)
+        return params
+
+    def _user_params(self, model: SlateGRU, sites: Any, table: dict[str, Tensor]) -> Any:
+        if self.users == "table":
+            users, start = sites["user_init"].shape[0], table["loc"]
+            if len(start) == users:
+                return table
+            grown = {k: v[:1].expand(users, -1).clone() for k, v in table.items()}
+            return {**grown, "loc": torch.zeros_like(grown["loc"])}
+        like = table["loc"]
+        found = {"log_factor": like.new_zeros(())}
+        if model.memory != model.dim:
+            found["map"] = torch.eye(model.memory, model.dim, dtype=like.dtype, device=like.device)
+        return found
+
+    def _divergence(self, model: SlateGRU) -> str:
+        if self.divergence is not None:
+            return self.divergence
+        return "all" if model.n_items <= _MANY_ITEMS else "inclusion"
+
+    # ---------------------------------------------------------------- tables, read by rows
+
+    def tables(self, params: Params, model: SlateGRU) -> tuple[str, ...]:
+        """Name the tables of which a step needs some rows only."""
+        found = () if self._divergence(model) == "all" else ("items",)
+        has_table = self.users == "table" and model.user_init == "normal"
+        return (*found, "user_init") if has_table else found
+
+    def rows(
+        self,
+        params: Params,
+        model: SlateGRU,
+        batch: Batch,
+        *,
+        rng: Rng,
+        part: tuple[int, int] = (0, 1),
+    ) -> dict[str, dict[str, Any]]:
+        """Return the rows of each table that the bound on a batch needs, and the batch's plan.
+
+        Args:
+            params: Parameters; of the tables only ``exposure`` is read.
+            model: The model.
+            batch: The batch.
+            rng: Stream of the drawn items.
+            part: (number, count) of this process: it adds its share of a uniform subset.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        names = self.tables(params, model)
+        if "items" in names:
+            plan = self.plan(params, model, batch, rng=rng, part=part)
+            found["items"] = {"rows": plan.rows, "plan": plan}
+        if "user_init" in names:
+            found["user_init"] = {"rows": _user_numbers(batch)}
+        return found
+
+    def plan(
+        self,
+        params: Params,
+        model: SlateGRU,
+        batch: Batch,
+        *,
+        rng: Rng,
+        part: tuple[int, int] = (0, 1),
+    ) -> BatchPlan:
+        """Return the choices of a batch, the items it needs and the weight of their divergences."""
+        generator = rng if isinstance(rng, torch.Generator) else stream(rng, "plan")
+        plan = plan_batch(model, batch.data, generator)
+        way = self._divergence(model)
+        if way == "all":
+            return plan
+        touched = plan.touched
+        if any(kind == "full" for kind, _ in plan.choices):
+            touched = [*touched, torch.arange(FIRST_ITEM, model.n_items, device=plan.clicks.device)]
+        if way == "inclusion" and "exposure" in params and part[1] == 1:
+            chosen, weight = self._by_inclusion(params["exposure"], model, batch, plan, generator)
+        else:
+            chosen, weight = self._uniform(model.n_items, generator, part, plan.clicks.device)
+        rows = distinct([*touched, chosen], model.n_items)
+        place = Places(rows, model.n_items)(chosen)
+        weights = torch.zeros(len(rows), dtype=model.dtype, device=rows.device)
+        weights[place] = weight.to(weights)
+        return replace(plan, rows=rows, weight=weights)
+
+    def _uniform(
+        self, size: int, rng: torch.Generator, part: tuple[int, int], device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """A uniform subset without replacement (our share of it), each item's weight I / |M|."""
+        count = min(self.subset, size)
+        chosen = _subset(size, count, rng).to(device)[part[0] :: part[1]]
+        # The mean over processes of what each adds is the sum over the subset.
+        return chosen, torch.full((len(chosen),), part[1] * size / count, device=device)
+
+    def _by_inclusion(
+        self,
+        exposure: Mapping[str, Tensor],
+        model: SlateGRU,
+        batch: Batch,
+        plan: BatchPlan,
+        rng: torch.Generator,
+    ) -> tuple[Tensor, Tensor]:
+        """The items in the batch over their probability of being there, and some of the others."""
+        seen = surely_touched(model, plan)
+        size = len(batch.data)
+        units = round(batch.scale * size)
+        weight = 1 / inclusion(exposure["users"][seen], units, size)
+        unseen = exposure["unseen"]
+        if not len(unseen):
+            return seen, weight
+        count = min(self.subset, len(unseen))
+        more = unseen[_subset(len(unseen), count, rng).to(unseen.device)]
+        others = weight.new_full((count,), len(unseen) / count)
+        return torch.cat([seen, more]), torch.cat([weight, others])
+
+    # ---------------------------------------------------------------- the bound
+
+    def elbo(self, params: Params, model: SlateGRU, batch: Batch, n: int, *, rng: Rng) -> Tensor:
+        """Return ``n`` estimates [n] of the bound on all data, each from one draw."""
+        generator = rng if isinstance(rng, torch.Generator) else stream(rng, "draw")
+        plan = params["items"].get("plan")
+        if plan is None:
+            plan = self.plan(params, model, batch, rng=generator)
+        found = [
+            self.terms(params, model, batch, plan, seed_of(generator)).bound(
+                batch.scale, model.temperature
+            )
+            for _ in range(n)
+        ]
+        return torch.stack(found)
+
+    def terms(
+        self, params: Params, model: SlateGRU, batch: Batch, plan: BatchPlan, seed: int
+    ) -> BoundTerms:
+        """Return the parts of the bound for the draw that belongs to ``seed``.
+
+        The noise of an item or user depends on its number and the seed alone, so that batches,
+        subsets and processes see one draw of the tables.
+
+        Args:
+            params: Parameters; the tables as a whole, or the rows of ``plan`` with their numbers
+                under "rows".
+            model: The model.
+            batch: The batch.
+            plan: Its plan, see :meth:`plan`.
+            seed: Names the draw.
+        """
+        params = self._with_frozen(params)
+        laws = model.laws(batch.data)
+        values, divergence = _draw_globals(laws, params, seed)
+        items, rows = params["items"], plan.rows
+        loc, log_scale = items["loc"], items["log_scale"]
+        if rows is None:
+            rows = torch.arange(model.n_items, device=loc.device)
+        elif "rows" not in items:
+            loc, log_scale = loc.index_select(0, rows), log_scale.index_select(0, rows)
+        noise = row_noise(seed, rows, model.dim, dtype=loc.dtype)
+        vectors = loc + log_scale.exp() * noise
+        places = Places(plan.rows, model.n_items)
+        clicked = places(plan.clicks)
+        start, users = self._draw_users(params, model, batch, plan, _taken(loc, clicked), seed)
+        read = unroll(model.transition, values, _taken(vectors, clicked), plan.moves, start).read
+        terms = [
+            _log_likelihood(model, values, kind, choices, vectors, places, read).sum()
+            for kind, choices in plan.choices
+        ]
+        total = sum(terms) if terms else read.sum() * 0
+        return BoundTerms(
+            total,
+            users,
+            _item_divergence(model, values, rows, loc, log_scale, plan.weight),
+            divergence,
+        )
+
+    def _with_frozen(self, params: Params) -> Params:
+        if not self.freeze:
+            return params
+        return {
+            name: map_tensors(Tensor.detach, own) if name in self.freeze else own
+            for name, own in params.items()
+        }
+
+    def _draw_users(
+        self,
+        params: Params,
+        model: SlateGRU,
+        batch: Batch,
+        plan: BatchPlan,
+        clicked: Tensor,
+        seed: int,
+    ) -> tuple[Tensor, Tensor]:
+        """First states [user, hidden] and their divergence from the prior."""
+        if model.user_init == "zero":
+            zero = clicked.new_zeros(len(batch.data), model.memory)
+            return zero, clicked.new_zeros(())
+        numbers = _user_numbers(batch)
+        mean, scale = self.user_moments(params, model, batch, clicked, plan.trained)
+        noise = row_noise(seed ^ _USER_NOISE, numbers, model.memory, dtype=mean.dtype)
+        law = model.user_law(batch.data)
+        return mean + scale * noise, law.divergence(mean, scale.log())
+
+    def user_moments(
+        self, params: Params, model: SlateGRU, batch: Batch, clicked: Tensor, trained: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return means and standard deviations of users' first states [user, hidden].
+
+        Args:
+            params: Parameters.
+            model: The model.
+            batch: The users.
+            clicked: Means of the vectors of the items they clicked [user, step, dim].
+            trained: Whether a real item was clicked at a training step [user, step].
+        """
+        own = params["user_init"]
+        if self.users == "table":
+            if "rows" in own or batch.index is None:
+                return own["loc"], own["log_scale"].exp()
+            index = batch.index.to(own["loc"].device)
+            return own["loc"][index], own["log_scale"][index].exp()
+        if "map" in own:
+            clicked = clicked @ own["map"].mT
+        factor = own["log_factor"].exp()
+        return amortised_moments(clicked, trained, factor, model.prior.user, self.pseudo_clicks)
+
+    # ---------------------------------------------------------------- draws
+
+    def sample(
+        self, params: Params, model: SlateGRU, batch: Batch, n: int, *, rng: Rng
+    ) -> tuple[Values, LogQ]:
+        """Draw all sites."""
+        device = batch.data.device
+        generator = rng if isinstance(rng, torch.Generator) else stream(rng, "draw", device=device)
+        laws = model.laws(batch.data)
+        values: dict[str, Tensor] = {}
+        log_q = params["items"]["loc"].new_zeros(n)
+        for name in (*laws, "items"):
+            free, term = _draw(params[name]["loc"], params[name]["log_scale"], n, generator)
+            values[name] = laws[name].constrain(free) if name in laws else free
+            log_q = log_q + term
+            if name in laws:
+                log_q = log_q - laws[name].log_jacobian(values[name])
+        local = torch.zeros_like(log_q)
+        if model.user_init == "normal":
+            mean, scale = self.user_laws(params, model, batch)
+            values["user_init"], local = _draw(mean, scale.log(), n, generator)
+        return values, LogQ(log_q, local)
+
+    def user_laws(self, params: Params, model: SlateGRU, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return means and standard deviations [user, hidden] of the first states of a batch."""
+        log = batch.data
+        if self.users == "table":
+            return self.user_moments(params, model, batch, log.click, log.click)
+        size = max((1 << 24) // (log.steps * model.dim), 1)
+        means, scales = [], []
+        for first in range(0, len(log), size):
+            click = log.click[first : first + size].long()
+            trained = (click >= FIRST_ITEM) & log.train[first : first + size]
+            clicked = _taken(params["items"]["loc"], click)
+            mean, scale = self.user_moments(params, model, batch, clicked, trained)
+            means.append(mean)
+            scales.append(scale)
+        return torch.cat(means), torch.cat(scales)
+
+    def marginals(self, params: Params, model: SlateGRU, data: Any) -> Mapping[str, Distribution]:
+        """Return the law of each site."""
+        batch = data if isinstance(data, Batch) else Batch(data)
+        found: dict[str, Distribution] = {}
+        for name, law in model.laws(batch.data).items():
+            found[name] = law.marginal(params[name]["loc"], params[name]["log_scale"].exp())
+        found["items"] = Normal(params["items"]["loc"], params["items"]["log_scale"].exp())
+        if model.user_init == "normal":
+            found["user_init"] = Normal(*self.user_laws(params, model, batch))
+        return found
+
+
+# -------------------------------------------------------------------- small steps
+
+
+def _check_start(name: str, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    for key, value in own.items():
+        if key not in given or given[key].shape != value.shape:
+            found = tuple(given[key].shape) if key in given else "none"
+            raise DataError(
+                f"SlateMeanField: expected start[{name!r}][{key!r}] of shape "
+                f"{tuple(value.shape)}, got {found}; leave the site out to start it afresh"
+            )
+
+
+def _subset(size: int, count: int, rng: torch.Generator) -> Tensor:
+    """Draw ``count`` of ``size`` numbers uniformly without replacement, in time O(count)."""
+    if 3 * count >= size:
+        return torch.randperm(size, generator=rng, device=rng.device)[:count]
+    found = torch.zeros(0, dtype=torch.int64, device=rng.device)
+    while len(found) < count:  # Rejecting repeats one after another leaves a uniform subset.
+        more = torch.randint(size, (2 * count,), generator=rng, device=rng.device)
+        found = _in_order_of_arrival(torch.cat([found, more]))
+    return found[:count]
+
+
+def _in_order_of_arrival(numbers: Tensor) -> Tensor:
+    """Drop repeats, keeping the order in which numbers first came."""
+    distinct_, inverse = torch.unique(numbers, return_inverse=True)
+    position = torch.arange(len(numbers), device=numbers.device)
+    first = torch.full_like(distinct_, len(numbers)).scatter_reduce_(0, inverse, position, "amin")
+    return numbers[first.sort().values]
+
+
+def _user_numbers(batch: Batch) -> Tensor:
+    if batch.index is None:
+        return torch.arange(len(batch.data), device=batch.data.device)
+    return batch.index.to(batch.data.device)
+
+
+def _taken(table: Tensor, rows: Tensor) -> Tensor:
+    """Rows [*, dim] of a table; ``index_select`` has the faster gradient."""
+    return table.index_select(0, rows.flatten().long()).view(*rows.shape, table.shape[1])
+
+
+def _draw(loc: Tensor, log_scale: Tensor, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw normals [n, *site] and their log density [n]."""
+    noise = torch.randn(n, *loc.shape, generator=rng, dtype=loc.dtype, device=rng.device)
+    noise = noise.to(loc.device)
+    log_q = -0.5 * (noise.square() + _LOG_2PI).reshape(n, -1).sum(1) - log_scale.sum()
+    return loc + log_scale.exp() * noise, log_q
+
+
+def _draw_globals(
+    laws: Mapping[str, Any], params: Params, seed: int
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Values of the sites other than items and users, and their divergence from the prior."""
+    device = params["items"]["loc"].device
+    generator = torch.Generator(device).manual_seed(seed)
+    values: dict[str, Tensor] = {}
+    divergence = params["items"]["loc"].new_zeros(())
+    for name, law in laws.items():
+        loc, log_scale = params[name]["loc"], params[name]["log_scale"]
+        noise = torch.randn(loc.shape, generator=generator, dtype=loc.dtype, device=device)
+        values[name] = law.constrain(loc + log_scale.exp() * noise)
+        divergence = divergence + law.divergence(loc, log_scale)
+    return values, divergence
+
+
+def _log_likelihood(
+    model: SlateGRU,
+    values: Values,
+    kind: Likelihood,
+    choices: Choices,
+    vectors: Tensor,
+    places: Places,
+    read: Tensor,
+) -> Tensor:
+    """Log probabilities [choice]."""
+    step = choices.user * read.shape[1] + choices.step
+    state = _taken(read.flatten(0, 1), step)
+    no_click = model.no_click(values, choices.length)
+    multiplier = values.get("multiplier")
+    if kind == "full":
+        real = torch.arange(FIRST_ITEM, model.n_items, device=vectors.device)
+        items = _taken(vectors, places(real))
+        return catalogue_log_prob(model.score, state, items, no_click, choices.chosen, multiplier)
+    return choice_log_prob(
+        model.score,
+        state,
+        vectors,
+        places(choices.ids),
+        choices.offset,
+        no_click,
+        choices.chosen,
+        multiplier,
+    )
+
+
+def _item_divergence(
+    model: SlateGRU,
+    values: Values,
+    rows: Tensor,
+    loc: Tensor,
+    log_scale: Tensor,
+    weight: Tensor | None,
+) -> Tensor:
+    """Weighted sum of KL(q(v_i) || p(v_i | groups)), carried factors included."""
+    if weight is not None:  # Rows that are there for the likelihood alone.
+        inside = weight.nonzero()[:, 0]
+        if len(inside) < len(rows):
+            rows, weight = rows[inside], weight[inside]
+            loc, log_scale = loc.index_select(0, inside), log_scale.index_select(0, inside)
+    mean, spread = model.item_moments(values, rows)
+    variance = (2 * log_scale).exp()
+    square = variance + (loc - mean).square()
+    terms = spread.log() - log_scale + 0.5 * square / spread.square() - 0.5
+    if model.carried is not None:
+        precision, shift = model.carried.precision[rows], model.carried.shift[rows]
+        terms = terms + 0.5 * precision * (variance + loc.square()) - shift * loc
+    each = terms.sum(1)
+    return each.sum() if weight is None else (weight * each).sum()
