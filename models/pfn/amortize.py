@@ -13,7 +13,7 @@ from probkit._version import __version__
 from probkit.errors import CapabilityError, DataError
 from probkit.model import lacks
 from probkit.models.pfn.bars import borders_from_sample
-from probkit.models.pfn.data_sets import Encode, Scaling, as_sets
+from probkit.models.pfn.data_sets import Encode, SetScaling, as_sets
 from probkit.models.pfn.latent_guide import PFNGuide, continuous_sites
 from probkit.models.pfn.network import SIZES, PFNNetwork, PFNSize
 from probkit.models.pfn.predictor import PFN
@@ -37,6 +37,7 @@ def amortize(
     steps: int = ...,
     rng: Rng,
     bars: int = ...,
+    octaves: tuple[int, int] = ...,
     batch: int = ...,
     lr: float | None = ...,
     queries: int = ...,
@@ -58,6 +59,7 @@ def amortize(
     steps: int = ...,
     rng: Rng,
     bars: int = ...,
+    octaves: tuple[int, int] = ...,
     batch: int = ...,
     lr: float | None = ...,
     queries: int = ...,
@@ -78,6 +80,7 @@ def amortize(
     steps: int = 3000,
     rng: Rng,
     bars: int = 300,
+    octaves: tuple[int, int] = (3, 4),
     batch: int = 64,
     lr: float | None = None,
     queries: int = 24,
@@ -103,6 +106,8 @@ def amortize(
         steps: Gradient steps.
         rng: Seed of scales, borders, starting weights and data.
         bars: Bars of the head.
+        octaves: Waves that describe inputs and outputs to the network beside their values; each
+            octave halves the wavelength. (0, 0) gives the values alone.
         batch: Data sets in each step.
         lr: Highest learning rate; by default 2e-3 at width 128, less for wider networks.
         queries: Rows asked for in each data set (predictions).
@@ -138,27 +143,27 @@ def amortize(
     shape = _shape(network)
     values, data = model.sample_dataset(_PILOT, rng=stream(seed, "pilot"))
     x, y = as_sets(data, _PILOT, encode)
-    scaling = Scaling.of(x, y)
+    scaling = SetScaling.of(x, y)
     if plan is None:
         rate = lr if lr is not None else 2e-3 * min(1.0, 128 / shape.width)
         plan = TrainingPlan(steps=steps, batch=batch, lr=rate)
+    features, targets = x.shape[-1] * (1 + 2 * octaves[0]), 1 + 2 * octaves[1]
     task: RowTask | LatentTask
     if target == "predictions":
         sample = scaling.y(y)
         borders = borders_from_sample(sample, bars, tail=_tail(sample.numel()))
-        shape = replace(shape, features=x.shape[-1], bars=bars, targets=1)
-        task = RowTask(model, borders, scaling, queries, most, encode)
+        shape = replace(shape, features=features, bars=bars, targets=targets)
+        task = RowTask(model, borders, scaling, queries, most, octaves, encode)
     else:
         transform = Unconstrained(continuous_sites(model, None))
         flat = transform.flatten(values)
         shift, scale = latent_scaling(flat)
         sample = (flat.float() - shift) / scale
         borders = borders_from_sample(sample, bars, tail=_tail(sample.numel()))
-        features = x.shape[-1] + len(shift)
-        shape = replace(shape, features=features, bars=bars, targets=1)
+        shape = replace(shape, features=features + len(shift), bars=bars, targets=targets)
         if fewest is not None and not 0 <= fewest <= y.shape[1]:
             raise DataError(f"fewest: expected 0 to {y.shape[1]} rows, got {fewest}")
-        task = LatentTask(model, borders, scaling, shift, scale, fewest, encode)
+        task = LatentTask(model, borders, scaling, shift, scale, fewest, octaves, encode)
     net = PFNNetwork(shape, generator=stream(seed, "weights"))
     run = train(net, task, plan, rng=seed, checkpoint=checkpoint, callbacks=callbacks)
     net.cpu().requires_grad_(False)

@@ -76,7 +76,7 @@ class PFNBotorchModel(Model):
         self._y = ((y - self._shift) / self._scale).float()
 
     def _padded(self, x: Tensor) -> Tensor:
-        features = self.net.network.size.features
+        features = self.net.features
         if x.shape[-1] > features:
             raise ShapeError(
                 f"the network takes up to {features} features, got {x.shape[-1]}; train one for "

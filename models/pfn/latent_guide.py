@@ -15,7 +15,7 @@ from probkit.files import register
 from probkit.guide import LogQ, Params
 from probkit.model import Batch, Site, Values
 from probkit.models.pfn.bars import BarDistribution
-from probkit.models.pfn.data_sets import Encode, Scaling, one_set
+from probkit.models.pfn.data_sets import Encode, SetScaling, one_set, waves
 from probkit.models.pfn.network import PFNNetwork, PFNSize
 from probkit.models.pfn.predictor import network_of
 from probkit.models.pfn.set_tasks import latent_tokens
@@ -52,7 +52,7 @@ class PFNGuide:
 
     network: PFNNetwork
     borders: Tensor
-    scaling: Scaling
+    scaling: SetScaling
     shift: Tensor
     scale: Tensor
     names: tuple[str, ...]
@@ -116,18 +116,23 @@ class PFNGuide:
         x, y = self._rows(data)
         tokens = latent_tokens(x[None], y[None], torch.zeros(1, 0), len(self.shift))
         with torch.no_grad():
-            logits = self.network(tokens[0], tokens[1].unsqueeze(-1), tokens[2])[0]
+            logits = self._logits(*tokens)[0]
         return BarDistribution(self.borders, logits, validate_args=False)
 
     def _next(self, x: Tensor, y: Tensor, known: Tensor) -> BarDistribution:
         """Law [data set] of the first coordinate that is not known."""
         tokens = latent_tokens(x, y, known, len(self.shift))
-        logits = self.network(tokens[0], tokens[1].unsqueeze(-1), tokens[2][:, :1])[:, 0]
+        logits = self._logits(tokens[0], tokens[1], tokens[2][:, :1])[:, 0]
         return BarDistribution(self.borders, logits, validate_args=False)
+
+    def _logits(self, x: Tensor, y: Tensor, query: Tensor) -> Tensor:
+        octaves = (self.network.size.targets - 1) // 2
+        return self.network(x, waves(y.unsqueeze(-1), octaves), query)
 
     def _rows(self, data: Any) -> tuple[Tensor, Tensor]:
         x, y = one_set(data, len(self.scaling.x_shift), self.encode)
-        return self.scaling.x(x), self.scaling.y(y)
+        raw, wide = x.shape[-1], self.network.size.features - len(self.shift)
+        return waves(self.scaling.x(x), (wide // raw - 1) // 2), self.scaling.y(y)
 
     def _transform(self, model: Any, data: Any) -> Unconstrained:
         sites = continuous_sites(model, data)
@@ -170,7 +175,7 @@ class PFNGuide:
         constants = file.constants
         if file.borders is None or "names" not in constants:
             raise DataError(f"{str(path)!r} holds no guide; load it with the class that wrote it")
-        scaling = Scaling(
+        scaling = SetScaling(
             *(torch.tensor(constants[k]) for k in ("x_shift", "x_scale", "y_shift", "y_scale"))
         )
         return cls(

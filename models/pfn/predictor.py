@@ -15,7 +15,7 @@ from probkit.errors import CapabilityError, DataError, NumericsWarning, ShapeErr
 from probkit.files import register
 from probkit.model import Model, Site, Values
 from probkit.models.pfn.bars import BarDistribution, check_borders
-from probkit.models.pfn.data_sets import Encode, Scaling, inputs, one_set
+from probkit.models.pfn.data_sets import Encode, SetScaling, inputs, one_set, waves
 from probkit.models.pfn.network import PFNNetwork, PFNSize
 from probkit.models.pfn.weight_files import WeightFile, load_weights, save_weights
 from probkit.posterior import Context, Posterior
@@ -58,7 +58,7 @@ class PFN(Model):
 
     network: PFNNetwork
     borders: Tensor
-    scaling: Scaling
+    scaling: SetScaling
     prior: str = ""
     most: int = 0
     card: Mapping[str, Any] = field(default_factory=dict)
@@ -77,6 +77,11 @@ class PFN(Model):
         size = self.network.size
         return f"PFN(prior={self.prior!r}, width={size.width}, layers={size.layers})"
 
+    @property
+    def features(self) -> int:
+        """Number of columns of x."""
+        return len(self.scaling.x_shift)
+
     # ------------------------------------------------------------------------ the model contract
 
     def sites(self, data: Any = None) -> Mapping[str, Site]:
@@ -85,7 +90,7 @@ class PFN(Model):
 
     def prepare(self, data: Any) -> tuple[Tensor, Tensor]:
         """Check one data set (x [row, feature], y [row])."""
-        return one_set(data, len(self.scaling.x_shift), self.encode)
+        return one_set(data, self.features, self.encode)
 
     def condition(self, data: Any, hyper: Values | None = None) -> Posterior:
         """Return the posterior given ``data``; nothing is computed before a prediction.
@@ -144,7 +149,7 @@ class PFN(Model):
                 "or sample_jointly to draw from it"
             )
         state = _state_of(post)
-        new = inputs(x, len(self.scaling.x_shift))
+        new = inputs(x, self.features)
         lead = new.shape[:-2]
         count = int(torch.Size(lead).numel())
         law = self.predict_sets(
@@ -170,19 +175,25 @@ class PFN(Model):
         Returns:
             Laws [data set, query], in the units of y.
         """
-        size = self.network.size
-        if x.dim() != 3 or x.shape[-1] != size.features or y.shape != x.shape[:2]:
+        features = self.features
+        if x.dim() != 3 or x.shape[-1] != features or y.shape != x.shape[:2]:
             raise ShapeError(
-                f"expected x [data set, row, feature={size.features}] and y [data set, row], "
+                f"expected x [data set, row, feature={features}] and y [data set, row], "
                 f"got {tuple(x.shape)} and {tuple(y.shape)}"
             )
-        if query.dim() != 3 or len(query) != len(x) or query.shape[-1] != size.features:
+        if query.dim() != 3 or len(query) != len(x) or query.shape[-1] != features:
             raise ShapeError(
-                f"expected query [data set={len(x)}, query, feature={size.features}], "
+                f"expected query [data set={len(x)}, query, feature={features}], "
                 f"got {tuple(query.shape)}"
             )
-        scaled = self.scaling.x(x), self.scaling.y(y).unsqueeze(-1), self.scaling.x(query)
-        logits = self.network(*scaled, lengths)
+        size = self.network.size
+        of_x, of_y = (size.features // features - 1) // 2, (size.targets - 1) // 2
+        logits = self.network(
+            waves(self.scaling.x(x), of_x),
+            waves(self.scaling.y(y).unsqueeze(-1), of_y),
+            waves(self.scaling.x(query), of_x),
+            lengths,
+        )
         borders = self.borders * self.scaling.y_scale + self.scaling.y_shift
         return BarDistribution(borders, logits, validate_args=False)
 
@@ -199,7 +210,7 @@ class PFN(Model):
             rng: Stream.
         """
         state = _state_of(post)
-        new = inputs(x, len(self.scaling.x_shift))
+        new = inputs(x, self.features)
         unit = torch.rand(n, len(new), generator=rng)
         rows = state["x"].expand(n, *state["x"].shape), state["y"].expand(n, -1)
         with torch.no_grad():
@@ -268,7 +279,7 @@ class PFN(Model):
         constants = file.constants
         try:
             network = network_of(file)
-            scaling = Scaling(*(torch.tensor(constants[part]) for part in _SCALING))
+            scaling = SetScaling(*(torch.tensor(constants[part]) for part in _SCALING))
             most = int(constants["most"])
         except (KeyError, TypeError) as error:
             raise DataError(

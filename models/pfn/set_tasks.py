@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from probkit.errors import DataError
-from probkit.models.pfn.data_sets import Encode, Scaling, as_sets
+from probkit.models.pfn.data_sets import Encode, SetScaling, as_sets, waves
 from probkit.rng import seed_of
 from probkit.unconstrained import Unconstrained
 
@@ -23,7 +23,7 @@ def _bars_of(borders: Tensor, y: Tensor) -> Tensor:
 
 
 def _scaled_sets(
-    model: Any, n: int, scaling: Scaling, encode: Encode | None, rng: torch.Generator
+    model: Any, n: int, scaling: SetScaling, encode: Encode | None, rng: torch.Generator
 ) -> tuple[Any, Tensor, Tensor]:
     """Simulate on the CPU, whence models draw; return values and scaled sets on rng's device."""
     values, data = model.sample_dataset(n, rng=seed_of(rng))
@@ -44,14 +44,16 @@ class RowTask:
         scaling: Shifts and scales of inputs and outputs.
         queries: Rows asked for at most in each data set.
         most: Largest number of rows observed; None for all but one.
+        octaves: Waves that describe an input and an output; see :func:`waves`.
         encode: How to read the model's data.
     """
 
     model: Any
     borders: Tensor
-    scaling: Scaling
+    scaling: SetScaling
     queries: int = 24
     most: int | None = None
+    octaves: tuple[int, int] = (0, 0)
     encode: Encode | None = None
 
     @property
@@ -70,14 +72,15 @@ class RowTask:
         x, y = rows
         count = y.shape[1]
         order = torch.randperm(count, generator=rng).to(y.device)
-        x, y = x[:, order], y[:, order]
+        x, y = waves(x[:, order], self.octaves[0]), y[:, order]
         top = count - 1 if self.most is None else min(self.most, count - 1)
         first = int(torch.randint(top + 1, (), generator=rng))
         total = torch.zeros((), device=y.device)
         halves = zip(x.chunk(2), y.chunk(2), (first, top - first), strict=False)
         for x_part, y_part, cut in halves:
             end = min(count, cut + self.queries)
-            logits = network(x_part[:, :cut], y_part[:, :cut, None], x_part[:, cut:end])
+            seen = waves(y_part[:, :cut, None], self.octaves[1])
+            logits = network(x_part[:, :cut], seen, x_part[:, cut:end])
             bar = _bars_of(self.borders, y_part[:, cut:end])
             loss = functional.cross_entropy(logits.float().flatten(0, 1), bar.flatten())
             total = total + loss * len(y_part)
@@ -99,15 +102,17 @@ class LatentTask:
         shift: [coordinate] shift of the unconstrained latents.
         scale: [coordinate] their scale.
         fewest: Smallest number of rows observed; half of the steps observe all.
+        octaves: Waves that describe an input and an output; see :func:`waves`.
         encode: How to read the model's data.
     """
 
     model: Any
     borders: Tensor
-    scaling: Scaling
+    scaling: SetScaling
     shift: Tensor
     scale: Tensor
     fewest: int | None = None
+    octaves: tuple[int, int] = (0, 0)
     encode: Encode | None = None
 
     @property
@@ -133,8 +138,9 @@ class LatentTask:
             seen = int(torch.randint(self.fewest, count + 1, (), generator=rng))
             order = torch.randperm(count, generator=rng)[:seen].to(y.device)
             x, y = x[:, order], y[:, order]
+        x = waves(x, self.octaves[0])
         x, y, query = latent_tokens(x, y, z[:, :known], coordinates)
-        logits = network(x, y.unsqueeze(-1), query)
+        logits = network(x, waves(y.unsqueeze(-1), self.octaves[1]), query)
         bar = _bars_of(self.borders, z[:, known:])
         return functional.cross_entropy(logits.float().flatten(0, 1), bar.flatten())
 
