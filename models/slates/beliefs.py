@@ -28,7 +28,7 @@ from probkit.sources import Fitted
 if TYPE_CHECKING:
     from probkit.posterior import Posterior
 
-__all__ = ["Beliefs", "History", "as_history", "beliefs_of", "user_numbers"]
+__all__ = ["Beliefs", "History", "as_history", "beliefs_of"]
 
 _ITEMS, _USERS, _SITES, _CHOICE = 0, 101, 202, 303  # keep kinds of noise apart
 _KEPT = 256  # draws that stand for a posterior without a guide of ours
@@ -39,7 +39,8 @@ class History(NamedTuple):
 
     Attributes:
         log: Their steps.
-        users: Number of each user in the log that was fitted [user]; None where they are new.
+        users: Number of each user in the log that was fitted [user]; None where no user has a law
+            of their own.
     """
 
     log: SlateLog
@@ -120,35 +121,6 @@ def _is_row(row: Any) -> bool:
     return isinstance(row, Sequence | Tensor) and not isinstance(row, str)
 
 
-def user_numbers(post: Posterior, log: SlateLog, users: Any) -> Tensor | None:
-    """Return the number of each user in the log that was fitted; None for new users.
-
-    Args:
-        post: The posterior.
-        log: The history.
-        users: Their numbers [user]; None takes their labels, where both logs have them.
-    """
-    fitted = post.context.data
-    if users is not None:
-        found = torch.as_tensor(users).long()
-        if tuple(found.shape) != (len(log),):
-            raise DataError(
-                f"recommend: expected users= [user={len(log)}] as in history, got "
-                f"{tuple(found.shape)}"
-            )
-        return found
-    if not isinstance(fitted, SlateLog):
-        return None
-    if log is fitted:
-        return torch.arange(len(log))
-    if "user" in log.labels and "user" in fitted.labels:
-        place = {label: u for u, label in enumerate(fitted.labels["user"])}
-        numbers = [place.get(label, -1) for label in log.labels["user"]]
-        if min(numbers) >= 0:
-            return torch.tensor(numbers)
-    return None
-
-
 def beliefs_of(post: Posterior) -> Beliefs:
     """Return what a posterior of a :class:`SlateGRU` believes.
 
@@ -214,12 +186,7 @@ class _FittedBeliefs:
         if model.user_init == "zero":
             zero = like.new_zeros(len(log), model.memory)
             return zero, zero
-        click, moves = _moves(log)
-        batch = Batch(log)
-        if self.guide.users == "table":
-            batch = Batch(log, _in_table(history, len(self.params["user_init"]["loc"])))
-        clicked = like[click]
-        return self.guide.user_moments(self.params, model, batch, clicked, moves & log.train)
+        return self.guide.user_laws(self.params, model, Batch(log, history.users))
 
     def best(self, history: History, pool: Tensor, size: int, exclude: Tensor) -> TopItems:
         cat = self._catalogue(pool, 1.0)
@@ -304,25 +271,6 @@ class _FittedBeliefs:
         return found
 
 
-def _in_table(history: History, size: int) -> Tensor:
-    """Rows of the users in the table of first states."""
-    if history.users is None:
-        raise DataError(
-            "recommend: the guide has a table of users and these are not known to it; pass "
-            "users=<their numbers in the log that was fitted>, or fit with "
-            "SlateMeanField(users='amortised')"
-        )
-    bad = (history.users < 0) | (history.users >= size)
-    if bool(bad.any()):
-        unseen = int(history.users[bad][0])
-        raise DataError(
-            f"recommend: user {unseen} was not in the log that was fitted ({size} users), and the "
-            "guide has a table of users; fit with SlateMeanField(users='amortised') to serve new "
-            "ones"
-        )
-    return history.users
-
-
 def _part(history: History, part: slice) -> History:
     """A block of users."""
     if part.start == 0 and part.stop >= len(history.log):
@@ -336,18 +284,14 @@ def _part(history: History, part: slice) -> History:
 
 @dataclass(frozen=True, eq=False)
 class _DrawnBeliefs:
-    """Beliefs from draws of all sites: each row takes one of them.
-
-    Users that were fitted have the first states of their draws, new ones draw from the prior.
-    """
+    """Beliefs from draws of all sites: each row takes one of them."""
 
     model: SlateGRU
     values: Mapping[str, Tensor]
 
     def best(self, history: History, pool: Tensor, size: int, exclude: Tensor) -> TopItems:
         mean = {name: value.mean(0, keepdim=True) for name, value in self.values.items()}
-        start = self._start(history, torch.zeros(len(history.log), 1).long(), mean, None)
-        state, _ = self._states(history, torch.zeros(len(history.log), 1).long(), mean, start)
+        state = self._states(history, torch.zeros(len(history.log), 1).long(), mean)
         cat = self._catalogue(mean["items"][0], pool)
         return top_of_means(cat, state[:, 0], size, exclude)
 
@@ -369,8 +313,7 @@ class _DrawnBeliefs:
         count = len(self.values["items"])
         noise = row_noise(seed + _CHOICE, row.flatten(), 1, dtype=torch.float64)[:, 0]
         choice = (torch.special.ndtr(noise) * count).long().clamp_max(count - 1).reshape(row.shape)
-        start = self._start(history, choice, self.values, (row, seed))
-        state, _ = self._states(history, choice, self.values, start)
+        state = self._states(history, choice, self.values)
         flat_state, flat = state.flatten(0, 1), choice.flatten()
         wide = exclude.repeat_interleave(row.shape[1], 0)
         ids = torch.zeros(len(flat), size, dtype=torch.int64)
@@ -385,36 +328,18 @@ class _DrawnBeliefs:
     def _catalogue(self, items: Tensor, pool: Tensor) -> Catalogue:
         return Catalogue(self.model.score, items, torch.zeros_like(items), pool)
 
-    def _start(
-        self,
-        history: History,
-        choice: Tensor,
-        values: Mapping[str, Tensor],
-        noise: tuple[Tensor, int] | None,
-    ) -> Tensor:
-        """First states [user * draw, hidden]."""
-        like = values["items"]
-        shape = (choice.numel(), self.model.memory)
-        if self.model.user_init == "zero":
-            return like.new_zeros(shape)
-        if history.users is not None:
-            table = values["user_init"]
-            numbers = _in_table(history, table.shape[1])
-            return table[choice, numbers[:, None]].flatten(0, 1)
-        if noise is None:
-            return like.new_zeros(shape)
-        row, seed = noise
-        standard = row_noise(seed + _USERS, row.flatten(), self.model.memory, dtype=like.dtype)
-        return self.model.prior.user * standard
-
-    def _states(
-        self, history: History, choice: Tensor, values: Mapping[str, Tensor], start: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _states(self, history: History, choice: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        """States [user, draw, dim] in the draws ``choice`` [user, draw]."""
         click, moves = _moves(history.log)
-        draws = choice.shape[1]
-        flat = choice.flatten()
-        ids = click.repeat_interleave(draws, 0)
-        vectors = values["items"][flat[:, None], ids]
+        draws, flat = choice.shape[1], choice.flatten()
+        vectors = values["items"][flat[:, None], click.repeat_interleave(draws, 0)]
+        if self.model.user_init == "zero":
+            start = vectors.new_zeros(len(flat), self.model.memory)
+        else:
+            numbers = history.users
+            if numbers is None:  # All users of the log that was fitted.
+                numbers = torch.arange(len(click), device=click.device)
+            start = values["user_init"][flat, numbers.repeat_interleave(draws)]
         sites = {
             name: value[flat]
             for name, value in values.items()
@@ -427,4 +352,4 @@ class _DrawnBeliefs:
             moves.repeat_interleave(draws, 0)[:, None],
             start[:, None],
         ).read
-        return read[:, 0, -1].unflatten(0, choice.shape), vectors
+        return read[:, 0, -1].unflatten(0, choice.shape)

@@ -16,17 +16,12 @@ from torch import Tensor
 
 from probkit.data import as_tensor
 from probkit.errors import DataError, ShapeError
-from probkit.models.slates.beliefs import (
-    Beliefs,
-    History,
-    as_history,
-    beliefs_of,
-    user_numbers,
-)
+from probkit.models.slates.beliefs import Beliefs, History, as_history, beliefs_of
 from probkit.models.slates.checks import check_temperature
 from probkit.models.slates.ids import FIRST_ITEM, PAD
 from probkit.models.slates.log import SlateLog
 from probkit.models.slates.noise import row_noise
+from probkit.models.slates.parameter_draws import users_in_fit
 from probkit.rng import Rng, seed_of, stream
 
 if TYPE_CHECKING:
@@ -491,7 +486,7 @@ def _request(
         counts[: data.n_items] = data.clicks().cpu()
     return Request(
         beliefs,
-        History(log, user_numbers(post, log, users)),
+        History(log, users_in_fit(post, log, None if users is None else torch.as_tensor(users))),
         pool,
         size,
         out,
