@@ -15,6 +15,7 @@ from probkit.inference.hmc import HMC, NUTS
 from probkit.inference.importance import ImportanceSampling
 from probkit.inference.laplace import Laplace, LaplaceNormal
 from probkit.inference.map import MAP
+from probkit.inference.passing import MessagePassing
 from probkit.inference.sgmcmc import SGHMC, SGLD, Constant, Cyclical, PolynomialDecay
 from probkit.inference.smc import (
     PPG,
@@ -49,6 +50,7 @@ __all__ = [
     "LaplaceNormal",
     "LowRank",
     "MeanField",
+    "MessagePassing",
     "PaRIS",
     "ParticleFilter",
     "ParticleGibbs",

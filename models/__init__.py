@@ -14,6 +14,7 @@ from probkit.models.functional_prior import (
     ProcessPrior,
     sliced_wasserstein,
 )
+from probkit.models.funbat import FunBaT, LogWarp, StudentTNoise, TensorData
 from probkit.models.nngp import ScaleMixtureNNGP, ScaleProposal
 from probkit.models.nngp_classification import (
     LabelledData,
@@ -54,6 +55,7 @@ __all__ = [
     "DeepKernelMachine",
     "DiscreteHMM",
     "EvidenceMaximization",
+    "FunBaT",
     "Gamma",
     "HalfCauchy",
     "InverseGamma",
@@ -63,6 +65,7 @@ __all__ = [
     "LayerwiseBNN",
     "LinearGaussian",
     "LogNormal",
+    "LogWarp",
     "MatchedPrior",
     "PointMass",
     "PriorMatch",
@@ -81,7 +84,9 @@ __all__ = [
     "SparseScaleGuide",
     "StateSpaceModel",
     "StochasticVolatility",
+    "StudentTNoise",
     "SwitchingPrior",
+    "TensorData",
     "WideEnsemble",
     "sample_paths",
     "sliced_wasserstein",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from probkit.models.funbat.data import TensorData
 from probkit.models.funbat.hyper import HyperPrior
+from probkit.models.funbat.likelihoods import BernoulliNoise, PoissonNoise
 from probkit.models.funbat.masks import (
     additive,
     full_terms,
@@ -12,17 +13,19 @@ from probkit.models.funbat.masks import (
     masked_terms,
 )
 from probkit.models.funbat.model import Factor, FunBaT
-from probkit.models.funbat.noise import GaussianNoise, Noise, StudentT
+from probkit.models.funbat.noise import GaussianNoise, Noise, StudentTNoise
 from probkit.models.funbat.warps import LogWarp, Warped
 
 __all__ = [
+    "BernoulliNoise",
     "Factor",
     "FunBaT",
     "GaussianNoise",
     "HyperPrior",
     "LogWarp",
     "Noise",
-    "StudentT",
+    "PoissonNoise",
+    "StudentTNoise",
     "TensorData",
     "Warped",
     "additive",

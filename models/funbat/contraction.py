@@ -155,8 +155,10 @@ def core_sums(
         firsts = [row[..., :r] for row, r in zip(rows, ranks, strict=True)]
         pairs = [row[..., r:] for row, r in zip(rows, ranks, strict=True)]
         shared = precision if len(precision) == 1 else precision[chunk]
-        means += _gram(_products(firsts[:-1]), firsts[-1] * linear[chunk].unsqueeze(-1))
-        seconds += _gram(_products(pairs[:-1]), pairs[-1] * shared.unsqueeze(-1))
+        last, last_pairs = firsts.pop(), pairs.pop()
+        one = [last.new_ones(*last.shape[:-1], 1)]
+        means += _gram(_products(firsts or one), last * linear[chunk].unsqueeze(-1))
+        seconds += _gram(_products(pairs or one), last_pairs * shared.unsqueeze(-1))
     return means.flatten(1), unfold(seconds.reshape(copies, *counts), ranks)
 
 
@@ -180,7 +182,7 @@ def _messages(
 
 
 def _products(parts: Sequence[Tensor]) -> Tensor:
-    """Kronecker products over the last dim, the first part slowest; ones where there is none."""
+    """Kronecker products over the last dim, the first part slowest."""
     result = parts[0]
     for part in parts[1:]:
         result = (result.unsqueeze(-1) * part.unsqueeze(-2)).flatten(-2)

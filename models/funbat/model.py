@@ -22,8 +22,9 @@ from probkit.models.funbat.data import TensorData, as_index
 from probkit.models.funbat.grids import Grid, locate
 from probkit.models.funbat.guide import TrajectoryGuide
 from probkit.models.funbat.hyper import HyperPrior
+from probkit.models.funbat.likelihoods import BernoulliNoise, PoissonNoise
 from probkit.models.funbat.masks import read_mask
-from probkit.models.funbat.noise import GaussianNoise, Noise
+from probkit.models.funbat.noise import GaussianNoise, Noise, StudentTNoise
 from probkit.models.funbat.pairs import pairs_of
 from probkit.models.funbat.prediction import latent_moments, smooth_at
 from probkit.models.funbat.smoothing import make_chain
@@ -41,7 +42,12 @@ __all__ = ["Factor", "FunBaT"]
 CORE_LIMIT = 4096
 """Largest number of entries of a Tucker core; its covariance has the square of that."""
 
-_NOISES: Mapping[str, Any] = {"gaussian": GaussianNoise}
+_NOISES: Mapping[str, Any] = {
+    "gaussian": GaussianNoise,
+    "student_t": StudentTNoise,
+    "bernoulli": BernoulliNoise,
+    "poisson": PoissonNoise,
+}
 
 
 @dataclass(frozen=True)
@@ -92,14 +98,16 @@ class FunBaT(Model):
             a mode (see :mod:`probkit.models.funbat.masks`); ``ranks`` is then its number of rows.
             For Tucker, one row of booleans [r_k] for each mode: a False makes that component the
             constant one, so that the core holds effects of fewer modes too.
-        noise: "gaussian", or a likelihood such as :class:`~probkit.models.funbat.StudentT`.
+        noise: "gaussian", "student_t", "bernoulli", "poisson", or a likelihood with options, such
+            as :class:`~probkit.models.funbat.StudentTNoise`.
         warp: A monotone map of y, for example :class:`~probkit.models.funbat.LogWarp`.
         learn_hyperparameters: Learn length scales and variances of every component by the evidence
             bound. Variances that shrink switch components off.
         learn_from: Sweep at which learning begins.
         hyper_prior: Prior around the kernels' values.
         scale_index: Whether coordinates are scaled to [0, 1], for all modes or one by one.
-        standardise: Whether y is shifted and scaled.
+        standardise: Whether y is shifted and scaled to mean 0 and variance 1; "scale" scales only.
+            A shift by the mean costs a component where f is a product around zero.
 
     Raises:
         DataError: An option outside its range.
@@ -125,7 +133,7 @@ class FunBaT(Model):
     learn_from: int = 10
     hyper_prior: HyperPrior = HyperPrior()
     scale_index: bool | Sequence[bool] = True
-    standardise: bool = True
+    standardise: bool | Literal["scale"] = True
 
     batched: ClassVar[bool] = True
 
@@ -158,11 +166,15 @@ class FunBaT(Model):
             if self.noise not in _NOISES:
                 raise DataError(
                     f"FunBaT: expected noise {', '.join(map(repr, _NOISES))} or a likelihood such "
-                    f"as StudentT(), got {self.noise!r}"
+                    f"as StudentTNoise(), got {self.noise!r}"
                 )
             object.__setattr__(self, "noise", _NOISES[self.noise]())
         if not isinstance(self.learn_from, int) or self.learn_from < 1:
             raise DataError(f"FunBaT: expected a whole learn_from >= 1, got {self.learn_from!r}")
+        if self.standardise not in (True, False, "scale"):
+            raise DataError(
+                f"FunBaT: expected standardise True, False or 'scale', got {self.standardise!r}"
+            )
         if self.warp is not None and not self.noise.standardise:
             raise DataError(f"FunBaT: {type(self.noise).__name__} takes no warp; leave it out")
         for kernel in self._given_kernels():
@@ -307,8 +319,8 @@ class FunBaT(Model):
         y = data.y if warp is None else warp.forward(data.y)
         offset, spread = 0.0, 1.0
         if self.standardise and self.noise_model.standardise:
-            offset = float(y.mean())
-            spread = float(y.std(correction=0))
+            offset = 0.0 if self.standardise == "scale" else float(y.mean())
+            spread = float((y - offset).square().mean().sqrt())
         lower, width = [], []
         for k, flag in enumerate(self._scaled_flags(len(data.names))):
             points = data.grids[k].points

@@ -23,7 +23,7 @@ from probkit.files import storable
 from probkit.model import Site, Values
 from probkit.tree import Tree
 
-__all__ = ["GaussianNoise", "Noise", "StudentT"]
+__all__ = ["GaussianNoise", "Noise", "StudentTNoise"]
 
 
 class Noise(Protocol):
@@ -218,7 +218,7 @@ class GaussianNoise(_PrecisionNoise):
 
 @storable
 @dataclass(frozen=True)
-class StudentT(_PrecisionNoise):
+class StudentTNoise(_PrecisionNoise):
     """y ~ t_df(f, 1 / tau): heavy tails, an outlier counts less the farther out it lies.
 
     A scale mixture: y ~ N(f, 1 / (tau w)), w ~ Gamma(df / 2, df / 2), with a factor for each w.
@@ -236,7 +236,7 @@ class StudentT(_PrecisionNoise):
     rate: float = 1e-3
 
     def __post_init__(self) -> None:
-        _positive("StudentT", df=self.df, shape=self.shape, rate=self.rate)
+        _positive("StudentTNoise", df=self.df, shape=self.shape, rate=self.rate)
 
     def start(self, y: Tensor, copies: int) -> Tree:
         """As with Gaussian noise, all weights one."""

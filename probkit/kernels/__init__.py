@@ -5,14 +5,19 @@ from __future__ import annotations
 from probkit.kernels.backends import backend
 from probkit.kernels.functional import Hyper, evaluate, hyperparameters
 from probkit.kernels.nngp import NNGPKernel
+from probkit.kernels.state_space import Matern, Periodic, StateSpace, state_space
 from probkit.kernels.storing import kernel_config, kernel_from_config
 
 __all__ = [
     "Hyper",
+    "Matern",
     "NNGPKernel",
+    "Periodic",
+    "StateSpace",
     "backend",
     "evaluate",
     "hyperparameters",
     "kernel_config",
     "kernel_from_config",
+    "state_space",
 ]

@@ -25,6 +25,7 @@ from probkit import files
 from probkit.errors import DataError
 from probkit.kernels.functional import prior_targets
 from probkit.kernels.nngp import NNGPKernel
+from probkit.kernels.state_space import Matern, Periodic
 
 __all__ = ["PRIORS", "STORABLE", "kernel_config", "kernel_from_config"]
 
@@ -78,6 +79,8 @@ def _nngp(kernel: Kernel) -> dict[str, Any]:
 
 _OPTIONS: Mapping[type[Kernel], Callable[[Kernel], dict[str, Any]]] = {
     NNGPKernel: _nngp,
+    Matern: lambda kernel: {"nu": kernel.nu},
+    Periodic: lambda kernel: {"period": kernel.period, "harmonics": kernel.harmonics},
     gpytorch_kernels.RBFKernel: _stationary,
     gpytorch_kernels.MaternKernel: _matern,
     gpytorch_kernels.RQKernel: _stationary,
