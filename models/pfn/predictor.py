@@ -181,9 +181,9 @@ class PFN(Model):
                 f"expected x [data set, row, feature={features}] and y [data set, row], "
                 f"got {tuple(x.shape)} and {tuple(y.shape)}"
             )
-        if query.dim() != 3 or len(query) != len(x) or query.shape[-1] != features:
+        if query.dim() != 3 or query.shape[0] != x.shape[0] or query.shape[-1] != features:
             raise ShapeError(
-                f"expected query [data set={len(x)}, query, feature={features}], "
+                f"expected query [data set={x.shape[0]}, query, feature={features}], "
                 f"got {tuple(query.shape)}"
             )
         size = self.network.size
