@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from probkit.models.arphmm import ARPHMM, Sequences, SwitchingPrior
 from probkit.models.bnn import BNN
 from probkit.models.deep_kernel_machine import DeepKernelMachine
+from probkit.models.funbat import FunBaT, LogWarp, StudentTNoise, TensorData
 from probkit.models.functional_prior import (
     LayerwiseBNN,
     MatchedPrior,
@@ -14,7 +15,6 @@ from probkit.models.functional_prior import (
     ProcessPrior,
     sliced_wasserstein,
 )
-from probkit.models.funbat import FunBaT, LogWarp, StudentTNoise, TensorData
 from probkit.models.nngp import ScaleMixtureNNGP, ScaleProposal
 from probkit.models.nngp_classification import (
     LabelledData,
@@ -23,6 +23,17 @@ from probkit.models.nngp_classification import (
 )
 from probkit.models.nngp_ensemble import ScaleMixtureNetwork, WideEnsemble
 from probkit.models.nngp_paths import SamplePaths, sample_paths
+from probkit.models.pfn import (
+    PFN,
+    CurveNormalizer,
+    CurvePrior,
+    Curves,
+    DistributionTransformer,
+    GPPrior,
+    LearningCurvePFN,
+    PFNGuide,
+    amortize,
+)
 from probkit.models.sbl import EvidenceMaximization, KroneckerSBL, SparseRegression
 from probkit.models.scale_laws import (
     BurrXII,
@@ -52,10 +63,15 @@ __all__ = [
     "ARPHMM",
     "BNN",
     "BurrXII",
+    "CurveNormalizer",
+    "CurvePrior",
+    "Curves",
     "DeepKernelMachine",
     "DiscreteHMM",
+    "DistributionTransformer",
     "EvidenceMaximization",
     "FunBaT",
+    "GPPrior",
     "Gamma",
     "HalfCauchy",
     "InverseGamma",
@@ -63,10 +79,13 @@ __all__ = [
     "KroneckerSparseBayes",
     "LabelledData",
     "LayerwiseBNN",
+    "LearningCurvePFN",
     "LinearGaussian",
     "LogNormal",
     "LogWarp",
     "MatchedPrior",
+    "PFN",
+    "PFNGuide",
     "PointMass",
     "PriorMatch",
     "ProcessPrior",
@@ -88,6 +107,7 @@ __all__ = [
     "SwitchingPrior",
     "TensorData",
     "WideEnsemble",
+    "amortize",
     "sample_paths",
     "sliced_wasserstein",
 ]

@@ -1,6 +1,6 @@
 """The bar (Riemann) distribution: a histogram with half-normal tails, as the head of a network.
 
-Borders b_0 < ... < b_K cut the line into K bars of width w_k with probabilities p = softmax(logits).
+Borders b_0 < ... < b_K cut the line into K bars of widths w_k; probabilities are softmax(logits).
 Inner bars are uniform. The first bar is a half-normal going down from b_1 and the last one a
 half-normal going up from b_{K-1}, each with half its mass inside its bar: scale s = w / 0.67449.
 
@@ -40,9 +40,7 @@ def check_borders(borders: Tensor) -> Tensor:
     return borders
 
 
-def borders_from_sample(
-    y: Tensor, bars: int, *, floor: float = 0.25, tail: float = 1e-3
-) -> Tensor:
+def borders_from_sample(y: Tensor, bars: int, *, floor: float = 0.25, tail: float = 1e-3) -> Tensor:
     """Choose the borders [bar + 1] of ``bars`` bars from a sample of the prior predictive.
 
     Inner borders are quantiles of a mixture: weight 1 - ``floor`` on the sample and ``floor`` on
@@ -64,8 +62,7 @@ def borders_from_sample(
     """
     if bars < 3 or not 0 <= floor < 1 or not 0 < tail < 0.1:
         raise DataError(
-            f"expected bars >= 3, 0 <= floor < 1 and 0 < tail < 0.1, "
-            f"got {bars}, {floor} and {tail}"
+            f"expected bars >= 3, 0 <= floor < 1 and 0 < tail < 0.1, got {bars}, {floor} and {tail}"
         )
     values = y.detach().flatten().double()
     if len(values) < 10 / tail or not bool(values.isfinite().all()):
@@ -247,7 +244,9 @@ class BarDistribution(Distribution):
         """Return quantiles [*q, *batch]."""
         levels = torch.as_tensor(q, dtype=self.logits.dtype, device=self.logits.device)
         ones = (1,) * len(self.batch_shape)
-        return self.icdf(levels.reshape(*levels.shape, *ones).expand(*levels.shape, *self._batch_shape))
+        return self.icdf(
+            levels.reshape(*levels.shape, *ones).expand(*levels.shape, *self._batch_shape)
+        )
 
     @property
     def median(self) -> Tensor:

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal, Uniform, constraints
 
 from probkit.errors import DataError, ShapeError
+from probkit.files import register
 from probkit.model import Model, Site, Values
 from probkit.numerics import check_finite
 from probkit.rng import Rng, draw_count, stream
@@ -191,7 +192,9 @@ class CurvePrior(Model):
         noise = torch.randn(f.shape, generator=generator, dtype=f.dtype, device=generator.device)
         return t, f + values["log_noise"].exp().unsqueeze(-1) * noise.to(f.device)
 
-    def sample_dataset(self, n: int, *, rng: Rng) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
+    def sample_dataset(
+        self, n: int, *, rng: Rng
+    ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
         """Draw ``n`` values and their noisy curves y [n, epoch] at t [epoch]."""
         generator = rng if isinstance(rng, torch.Generator) else stream(rng, "curve prior")
         values = self.sample_prior(n, rng=generator)
@@ -251,3 +254,11 @@ class CurvePrior(Model):
         check_finite(y, "y", ("epoch",))
         dtype = y.dtype if y.dtype.is_floating_point else torch.float64
         return t.to(dtype), y.to(dtype)
+
+
+register(
+    CurvePrior,
+    "CurvePrior",
+    lambda prior: {"horizon": prior.horizon, "dtype": str(prior.dtype).removeprefix("torch.")},
+    lambda tree: CurvePrior(tree["horizon"], getattr(torch, tree["dtype"])),
+)

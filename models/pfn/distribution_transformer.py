@@ -422,14 +422,10 @@ class DistributionTransformer(Model):
             raise CapabilityError(f"expected no hyper-parameters, got {', '.join(hyper)}")
         y = self.prepare(data)
         law = self.posteriors(_with_batch(self.prior), y.unsqueeze(0))
-        single = NormalMixture(
-            law.logits[0], law.loc[0], law.scale_tril[0], validate_args=False
-        )
+        single = NormalMixture(law.logits[0], law.loc[0], law.scale_tril[0], validate_args=False)
         dims = {self.name: ("coord",)}
         marginals = {self.name: single}
-        return Posterior(
-            Closed(joint=marginals), self, Context(y, {}, dims), marginals=marginals
-        )
+        return Posterior(Closed(joint=marginals), self, Context(y, {}, dims), marginals=marginals)
 
     def update(self, posterior: Posterior, data: Any, *, rng: Rng | None = None) -> Posterior:
         """Return the posterior given more data: the old posterior is the new prior."""

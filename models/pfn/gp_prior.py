@@ -37,8 +37,8 @@ class GPPrior(Model):
         kernel: "rbf" or "matern52".
         lengthscale: A number, or (low, high) between which its logarithm is uniform; None draws one
             for each feature from Gamma(3, 6).
-        noise_var: Variance of the noise, the process having variance 1; or (low, high) between which
-            its logarithm is uniform.
+        noise_var: Variance of the noise, where the process has 1; or (low, high) between which its
+            logarithm is uniform.
 
     Example:
         >>> values, (x, y) = GPPrior(rows=10, features=2).sample_dataset(4, rng=0)
@@ -124,7 +124,9 @@ class GPPrior(Model):
         y = (root @ unit.unsqueeze(-1)).squeeze(-1)
         return x, y.to(values["noise_var"].dtype)
 
-    def sample_dataset(self, n: int, *, rng: Rng) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
+    def sample_dataset(
+        self, n: int, *, rng: Rng
+    ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
         """Draw ``n`` hyper-parameters and data sets x [n, row, feature], y [n, row]."""
         seed = seed_of(rng)
         values = self.sample_prior(n, rng=seed)
@@ -163,9 +165,7 @@ class GPPrior(Model):
         return Normal(mean, (variance - cross.square().sum(-2)).sqrt())
 
 
-def _between(
-    value: float | tuple[float, float], n: int, generator: torch.Generator
-) -> Tensor:
+def _between(value: float | tuple[float, float], n: int, generator: torch.Generator) -> Tensor:
     """Draw [n] numbers whose logarithm is uniform, or repeat the one given."""
     if not isinstance(value, tuple):
         return torch.full((n,), float(value))

@@ -1,6 +1,6 @@
 """The set transformer of a prior-data fitted network.
 
-Tokens: one for every observed pair (x, y), one for every query x, and one learned start token, which
+Tokens: one for every observed pair (x, y), one for every query x, and a learned start token, which
 lets a network predict from no data at all. There are no positions: a data set is a set. Every token
 attends to the start and the observed tokens only, so a layer is one scaled-dot-product call with
 keys and values of the observed tokens, and queries do not see one another.
@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from probkit.errors import DataError, ShapeError
+from probkit.errors import DataError
 
 __all__ = ["PFNNetwork", "PFNSize", "SIZES"]
 

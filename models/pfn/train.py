@@ -124,9 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         device=given.device,
     )
     size = PFNSize(width, layers, heads, given.bars, EPOCH_FEATURES, METRIC_FEATURES)
-    train_curves(
-        given.out, plan, size=size, queries=given.queries, seed=given.seed, report=True
-    )
+    train_curves(given.out, plan, size=size, queries=given.queries, seed=given.seed, report=True)
 
 
 if __name__ == "__main__":

@@ -95,9 +95,7 @@ class TrainingPlan:
                 f"expected warmup and average in [0, 1), got {self.warmup} and {self.average}"
             )
         if self.precision not in ("float32", "bfloat16"):
-            raise DataError(
-                f"precision: expected 'float32' or 'bfloat16', got {self.precision!r}"
-            )
+            raise DataError(f"precision: expected 'float32' or 'bfloat16', got {self.precision!r}")
 
     def rate(self, step: int) -> float:
         """Return the learning rate of step 0, ..., steps - 1."""

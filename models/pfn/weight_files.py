@@ -114,7 +114,7 @@ def load_weights(path: str | Path, *, prior: str | None = None) -> WeightFile:
     try:
         with safe_open(path, framework="pt") as handle:
             header = handle.metadata() or {}
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}
     except Exception as error:
         raise DataError(
             f"{str(path)!r} is no readable safetensors file ({error}); weights in pickles are "

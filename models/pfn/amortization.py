@@ -179,9 +179,7 @@ def amortize(
         count = y.shape[1] - 1 if most is None else most
         return PFN(net, task.borders, scaling, name, count, card, encode)
     names = tuple(continuous_sites(model, None))
-    return PFNGuide(
-        net, task.borders, scaling, task.shift, task.scale, names, name, card, encode
-    )
+    return PFNGuide(net, task.borders, scaling, task.shift, task.scale, names, name, card, encode)
 
 
 def _shape(network: str | PFNSize) -> PFNSize:
