@@ -25,6 +25,7 @@ from probkit.numerics import check_finite
 from probkit.rng import Rng, require_rng, stream
 
 __all__ = [
+    "Interval",
     "OffPolicyValue",
     "cascade_doubly_robust",
     "cascade_ips",
