@@ -41,6 +41,7 @@ from probkit.inference.message_passing.kalman_banded import (
     join_components,
     markov_prior,
     smooth_sites,
+    smoothed_covariances,
 )
 from probkit.inference.message_passing.scan import associative_scan
 
@@ -72,4 +73,5 @@ __all__ = [
     "lengths_from_mask",
     "markov_prior",
     "smooth_sites",
+    "smoothed_covariances",
 ]

@@ -30,7 +30,7 @@ from probkit.errors import DataError, ShapeError
 from probkit.inference.message_passing.gaussian import symmetric
 from probkit.inference.message_passing.gaussian_sites import NaturalSites
 from probkit.inference.message_passing.kalman import KalmanSmoother, kalman_smoother
-from probkit.numerics import check_finite
+from probkit.numerics import check_finite, safe_cholesky
 
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -42,6 +42,7 @@ __all__ = [
     "join_components",
     "markov_prior",
     "smooth_sites",
+    "smoothed_covariances",
 ]
 
 ROUNDING = 2e-9
@@ -195,6 +196,36 @@ def smooth_sites(prior: MarkovPrior, sites: NaturalSites, *, cross: bool = True)
         return _covariance_form(prior, sites, cross)
 
 
+def smoothed_covariances(prior: MarkovPrior, sites: NaturalSites, steps: Tensor) -> Tensor:
+    """Return the joint covariance of the states at some steps, given all sites; no gradients.
+
+    Args:
+        prior: From `markov_prior`, perhaps joined.
+        sites: eta [*batch, T, r] and Lam [*batch, T, r, r].
+        steps: Increasing steps [m].
+
+    Returns:
+        Cov[z_i, z_j] [*batch, m, S, m, S].
+
+    Raises:
+        ShapeError: the sites do not fit the prior.
+        DataError: a value of the sites is not finite, or a site is not positive semi-definite.
+
+    Example:
+        >>> one = torch.ones(1, 1, dtype=torch.float64)
+        >>> walk = markov_prior(one, one.expand(2, 1, 1), one.expand(2, 1, 1), one)
+        >>> zero = torch.zeros(3, 1, dtype=torch.float64)
+        >>> cov = smoothed_covariances(walk, NaturalSites(zero, zero[..., None]), torch.arange(3))
+        >>> cov.squeeze().round(decimals=9).tolist()
+        [[1.0, 1.0, 1.0], [1.0, 2.0, 2.0], [1.0, 2.0, 3.0]]
+    """
+    result = smooth_sites(prior, sites)
+    with torch.no_grad():
+        if prior.precision is not None and sites.eta.dtype == torch.float64:
+            return _columns(prior.precision, prior.observation, sites, steps)
+        return _chained(result, steps)
+
+
 def expected_log_transitions(
     initial_cov: Tensor, transition: Tensor, noise: Tensor, second: Tensor, lagged: Tensor
 ) -> Tensor:
@@ -263,12 +294,7 @@ def _banded(prior: MarkovPrecision, H: Tensor, sites: NaturalSites, cross: bool)
     """Smooth by a factorisation from each end; all sequences of the batch form one band."""
     *batch, steps, _ = sites.eta.shape
     states = H.shape[-1]
-    flat = (*batch, steps, -1)
-    # H' Lam H for all steps as one product with kron(H, H)
-    added = (sites.precision.reshape(flat) @ torch.kron(H, H)).reshape(
-        *batch, steps, states, states
-    )
-    diagonal = symmetric(prior.diagonal + added)
+    diagonal = _posterior_diagonal(prior, H, sites)
     upper = prior.upper.expand(*batch, steps - 1, states, states)
     linear = sites.eta @ H
     offsets = _bandwidth(prior.upper)
@@ -284,6 +310,53 @@ def _banded(prior: MarkovPrecision, H: Tensor, sites: NaturalSites, cross: bool)
         return KalmanSmoother(evidence, mean, cov, cov.new_empty(*batch, 0, states, states))
     gain = -torch.linalg.solve_triangular(forward[..., :-1, :, :].mT, below.mT, upper=True)
     return KalmanSmoother(evidence, mean, cov, cov[..., 1:, :, :] @ gain.mT)
+
+
+def _posterior_diagonal(prior: MarkovPrecision, H: Tensor, sites: NaturalSites) -> Tensor:
+    """J_tt + H' Lam_t H [*batch, T, S, S]."""
+    *lead, _ = sites.eta.shape
+    # for all steps one product with kron(H, H)
+    added = sites.precision.reshape(*lead, -1) @ torch.kron(H, H)
+    return symmetric(prior.diagonal + added.reshape(*lead, H.shape[-1], H.shape[-1]))
+
+
+def _columns(prior: MarkovPrecision, H: Tensor, sites: NaturalSites, steps: Tensor) -> Tensor:
+    """Columns of the inverse of the joint precision, by back substitution."""
+    *batch, total, _ = sites.eta.shape
+    states, m = H.shape[-1], len(steps)
+    upper = prior.upper.expand(*batch, total - 1, states, states)
+    factor = _factor(_posterior_diagonal(prior, H, sites), upper, _bandwidth(prior.upper))[2]
+    units = torch.zeros(total, states, m, states, dtype=H.dtype)
+    units[steps, :, torch.arange(m)] = torch.eye(states, dtype=H.dtype)
+    right = units.reshape(1, total * states, m * states).expand(math.prod(batch), -1, -1)
+    solved = lapack.dpbtrs(factor, right.reshape(-1, m * states).numpy(), lower=1)[0]
+    columns = torch.from_numpy(solved.copy()).reshape(*batch, total, states, m, states)
+    return columns[..., steps, :, :, :]
+
+
+def _chained(result: KalmanSmoother, steps: Tensor) -> Tensor:
+    """Covariances of distant states by those of neighbours, Cov[z_t, z_j] = G_t Cov[z_(t+1), z_j].
+
+    G_t = Cov[z_t, z_(t+1)] Cov[z_(t+1)]^-1, as the states are a Markov chain.
+    """
+    m, states = len(steps), result.mean.shape[-1]
+    L, _ = safe_cholesky(result.cov[..., 1:, :, :])
+    gain = torch.cholesky_solve(result.cross_cov, L).mT
+    batch = result.mean.shape[:-2]
+    cov = result.mean.new_zeros(*batch, m, states, m, states)
+    later = result.mean.new_zeros(*batch, states, m * states)
+    place = {int(t): i for i, t in enumerate(steps)}
+    for t in range(max(place), min(place) - 1, -1):
+        if t < max(place):
+            later = gain[..., t, :, :] @ later
+        if t in place:
+            i = place[t]
+            own = slice(i * states, (i + 1) * states)
+            later[..., own] = result.cov[..., t, :, :]
+            after = later.reshape(*batch, states, m, states)[..., i:, :]
+            cov[..., i, :, i:, :] = after
+            cov[..., i:, :, i, :] = after.movedim(-3, -1)
+    return cov
 
 
 def _bandwidth(upper: Tensor) -> int:

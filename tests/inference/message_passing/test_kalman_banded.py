@@ -17,6 +17,7 @@ from probkit.inference.message_passing import (
     join_components,
     markov_prior,
     smooth_sites,
+    smoothed_covariances,
 )
 from probkit.inference.message_passing.kalman_banded import ROUNDING
 
@@ -112,6 +113,21 @@ def test_smoothing_equals_a_dense_gaussian_process(
     assert given.prior.precision is not None
     check(given)
     check(given._replace(prior=given.prior._replace(precision=None)))
+
+
+@pytest.mark.parametrize("nu", NUS)
+def test_covariances_of_distant_steps(nu: float, generator: torch.Generator) -> None:
+    given = case((nu, nu), generator)
+    H, steps = given.prior.observation, torch.tensor([0, 3, 4, 10])
+    exact = dense(given.covs, given.sites)[1][steps][:, :, steps]
+    for prior in (given.prior, given.prior._replace(precision=None)):
+        cov = smoothed_covariances(prior, given.sites, steps)
+        seen = torch.einsum("ra,iajb,sb->irjs", H, cov, H)
+        torch.testing.assert_close(seen, exact, rtol=1e-7, atol=1e-8)
+    several = NaturalSites(*(torch.stack((x, 2 * x)) for x in given.sites))
+    both = smoothed_covariances(given.prior, several, steps)
+    alone = smoothed_covariances(given.prior, given.sites, steps)
+    torch.testing.assert_close(both[0], alone, rtol=1e-9, atol=1e-9)
 
 
 def test_one_step(generator: torch.Generator) -> None:
