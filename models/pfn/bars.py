@@ -20,6 +20,7 @@ from probkit.errors import DataError, ShapeError
 
 __all__ = ["BarDistribution", "borders_from_sample", "check_borders"]
 
+Shape = torch.Size | list[int] | tuple[int, ...]
 HALF_NORMAL_MEDIAN = 0.6744897501960817  # the median of |Normal(0, 1)|
 _MEAN_OF_HALF = math.sqrt(2.0 / math.pi)  # E|Normal(0, 1)|
 
@@ -81,7 +82,7 @@ def borders_from_sample(y: Tensor, bars: int, *, floor: float = 0.25, tail: floa
     ends = quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64))
     # the distribution function of the mixture on a fine grid of the sample's own quantiles
     q = torch.linspace(tail, 1 - tail, 20 * bars + 1, dtype=torch.float64)
-    grid = torch.cat([quantile(q), torch.linspace(*ends.tolist(), 20 * bars + 1).double()])
+    grid = torch.cat([quantile(q), torch.linspace(float(ends[0]), float(ends[1]), 20 * bars + 1).double()])
     grid = grid.sort().values
     below = torch.searchsorted(values, grid) / n
     uniform = (grid - ends[0]) / (ends[1] - ends[0])
@@ -167,7 +168,7 @@ class BarDistribution(Distribution):
         """[2] where the tails begin: b_1 and b_{K-1}."""
         return self.borders[[1, -2]]
 
-    def expand(self, batch_shape: torch.Size, _instance: object = None) -> BarDistribution:
+    def expand(self, batch_shape: Shape, _instance: object = None) -> BarDistribution:
         """Return the law with more leading dims."""
         logits = self.logits.expand(*batch_shape, self.logits.shape[-1])
         return BarDistribution(self.borders, logits, validate_args=False)
@@ -281,9 +282,9 @@ class BarDistribution(Distribution):
         high = b.square() + 2 * b * r * _MEAN_OF_HALF + r.square()
         return torch.cat([low[None], inner[1:-1], high[None]])
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Shape = torch.Size()) -> Tensor:  # noqa: B008
         """Draw from torch's global stream; see :meth:`draw` for a stream of your own."""
-        shape = self._extended_shape(sample_shape)
+        shape = self._extended_shape(torch.Size(sample_shape))
         return self.icdf(torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device))
 
     def draw(self, n: int, *, rng: torch.Generator) -> Tensor:

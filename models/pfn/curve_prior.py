@@ -35,6 +35,7 @@ from probkit.rng import Rng, draw_count, stream
 __all__ = ["CurvePrior", "mean_curve"]
 
 VERSION = "learning-curves-1"
+Curve = tuple[Tensor, Tensor]
 ACCEPTANCE = 0.205  # share of draws that pass the rejection rule; only the size of blocks uses it
 
 # name -> (kind, first, second argument), one entry for each of the thirteen coordinates
@@ -175,30 +176,26 @@ class CurvePrior(Model):
             have += int(passed.sum())
         return {name: torch.cat([block[name] for block in kept])[:wanted] for name in _LAWS}
 
-    def simulate(self, values: Values, x: Any, *, rng: Rng) -> tuple[Tensor, Tensor]:
-        """Draw one noisy curve for each leading element of ``values``.
+    def simulate(self, values: Values, x: Any, *, rng: Rng) -> Tensor:
+        """Draw one noisy curve y [*batch, epoch] for each leading element of ``values``.
 
         Args:
             values: Parameters [*batch, *site].
             x: Epochs t [epoch]; None takes 1, ..., horizon.
             rng: Seed or generator.
-
-        Returns:
-            t [epoch] and y [*batch, epoch].
         """
         t = self.epochs.to(values["weight"]) if x is None else x
         generator = rng if isinstance(rng, torch.Generator) else stream(rng, "curve noise")
         f = mean_curve(values, t)
         noise = torch.randn(f.shape, generator=generator, dtype=f.dtype, device=generator.device)
-        return t, f + values["log_noise"].exp().unsqueeze(-1) * noise.to(f.device)
+        return f + values["log_noise"].exp().unsqueeze(-1) * noise.to(f.device)
 
-    def sample_dataset(
-        self, n: int, *, rng: Rng
-    ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
-        """Draw ``n`` values and their noisy curves y [n, epoch] at t [epoch]."""
+    def sample_dataset(self, n: int, *, rng: Rng) -> tuple[dict[str, Tensor], Curve]:
+        """Draw ``n`` values and their noisy curves: t [epoch] and y [n, epoch]."""
         generator = rng if isinstance(rng, torch.Generator) else stream(rng, "curve prior")
         values = self.sample_prior(n, rng=generator)
-        return values, self.simulate(values, None, rng=generator)
+        y = self.simulate(values, None, rng=generator)
+        return values, (self.epochs.to(y), y)
 
     def log_prior(self, values: Values) -> Tensor:
         """Return [*batch] the log density up to the constant of rejection; -inf where rejected.
@@ -206,17 +203,16 @@ class CurvePrior(Model):
         The constant is -ln of the share of draws accepted, about 1.58.
         """
         total = torch.zeros((), dtype=values["weight"].dtype)
+        sites = self.sites()
         for name, law in self.laws(values["weight"].dtype).items():
             value = values[name]
-            inside = law.support.check(value)
+            inside = sites[name].support.check(value)
             safe = torch.where(inside, value, law.mean)
             term = torch.where(inside, law.log_prob(safe), -math.inf)
             total = total + (term.sum(-1) if _LAWS[name][1] else term)
         return torch.where(self.accepts(values), total, -math.inf)
 
-    def pointwise_log_likelihood(
-        self, values: Values, data: tuple[Tensor, Tensor]
-    ) -> dict[str, Tensor]:
+    def pointwise_log_likelihood(self, values: Values, data: Curve) -> dict[str, Tensor]:
         """Return {"y": [*batch, epoch]} the log density of every observation."""
         t, y = data
         f = mean_curve(values, t)
@@ -224,19 +220,17 @@ class CurvePrior(Model):
         z = (y - f) * (-log_sigma).exp()
         return {"y": -0.5 * z.square() - log_sigma - 0.5 * math.log(2 * math.pi)}
 
-    def log_likelihood(self, values: Values, data: tuple[Tensor, Tensor]) -> Tensor:
+    def log_likelihood(self, values: Values, data: Curve) -> Tensor:
         """Return [*batch] the log density of the observations (t, y) given ``values``."""
         return self.pointwise_log_likelihood(values, data)["y"].sum(-1)
 
     batched = True
 
-    def log_joint(
-        self, values: Values, data: tuple[Tensor, Tensor], *, scale: float = 1.0
-    ) -> Tensor:
+    def log_joint(self, values: Values, data: Curve, *, scale: float = 1.0) -> Tensor:
         """Return [*batch] log p(values) + scale log p(y | values), up to a constant."""
         return self.log_prior(values) + scale * self.log_likelihood(values, data)
 
-    def prepare(self, data: Any) -> tuple[Tensor, Tensor]:
+    def prepare(self, data: Any) -> Curve:
         """Check one curve (t [epoch], y [epoch]).
 
         Raises:
@@ -251,7 +245,10 @@ class CurvePrior(Model):
                 f"expected t [epoch] and y [epoch] of equal length, got {tuple(t.shape)} and "
                 f"{tuple(y.shape)}; pass one curve at a time"
             )
+        check_finite(t, "t", ("epoch",))
         check_finite(y, "y", ("epoch",))
+        if not bool((t >= 1).all()):
+            raise DataError(f"t: expected epochs >= 1, got {float(t.min()):g}")
         dtype = y.dtype if y.dtype.is_floating_point else torch.float64
         return t.to(dtype), y.to(dtype)
 

@@ -254,6 +254,7 @@ class _Decoder(nn.Module):
                     module.weight.uniform_(-bound, bound, generator=generator)
                     module.bias.uniform_(-bound, bound, generator=generator)
             for layer in self.layers:
+                assert isinstance(layer, _DecoderLayer)
                 for last in layer.last_maps():
                     last.weight.zero_()
                     last.bias.zero_()

@@ -130,6 +130,7 @@ class PFNNetwork(nn.Module):
                 module.weight.uniform_(-bound, bound, generator=generator)
                 module.bias.uniform_(-bound, bound, generator=generator)
         for layer in self.layers:
+            assert isinstance(layer, _Layer)
             for last in (layer.out, layer.down):
                 last.weight.zero_()
                 last.bias.zero_()

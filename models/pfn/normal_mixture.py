@@ -11,6 +11,7 @@ from torch.distributions import Distribution, constraints
 
 from probkit.errors import CapabilityError, DataError, ShapeError
 from probkit.files import register
+from probkit.models.pfn.bars import Shape
 
 __all__ = ["NormalMixture"]
 
@@ -100,7 +101,7 @@ class NormalMixture(Distribution):
         parts_ = (part.to(torch.float32) for part in (weight.clamp_min(1e-12), loc, var.sqrt()))
         return cls.univariate(*parts_)
 
-    def expand(self, batch_shape: torch.Size, _instance: object = None) -> NormalMixture:
+    def expand(self, batch_shape: Shape, _instance: object = None) -> NormalMixture:
         """Return the law with more leading dims."""
         shape = torch.Size(batch_shape)
         k, d = self.loc.shape[-2:]
@@ -150,7 +151,7 @@ class NormalMixture(Distribution):
         z = (value - self.loc[..., 0]) / self.scale_tril[..., 0, 0]
         return (self.weights * torch.special.ndtr(z)).sum(-1, keepdim=True)
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Shape = torch.Size()) -> Tensor:  # noqa: B008
         """Draw [*sample, *batch, coordinate] from torch's global stream."""
         shape = torch.Size(sample_shape) + self.batch_shape
         k, d = self.loc.shape[-2:]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import warnings
 from pathlib import Path
@@ -81,7 +80,7 @@ def export_onnx(net: PFN | LearningCurvePFN, path: str | Path, *, opset: int = 1
         features = net.features
         borders = net.borders * net.scaling.y_scale + net.scaling.y_shift
         graph, prior = _RowGraph(net), net.prior
-        example = (torch.rand(2, 5, features), torch.rand(2, 5), torch.rand(2, 3, features))
+        example = tuple(torch.full(s, 0.5) for s in ((2, 5, features), (2, 5), (2, 3, features)))
         names = ["x", "y", "query"]
     elif isinstance(net, LearningCurvePFN):
         from probkit.models.pfn.curve_prior import CurvePrior
@@ -89,14 +88,13 @@ def export_onnx(net: PFN | LearningCurvePFN, path: str | Path, *, opset: int = 1
         borders, prior = net.borders, CurvePrior().version
         graph = _CurveGraph(net)
         steps = torch.arange(1.0, 9.0).expand(2, 8)
-        example = (steps[:, :5], torch.rand(2, 5), steps[:, 5:])
+        example = (steps[:, :5], torch.full((2, 5), 0.5), steps[:, 5:])
         names = ["t", "y", "query"]
     else:
         raise CapabilityError(
             f"export_onnx: expected a PFN or LearningCurvePFN, got {type(net).__name__}"
         )
-    content = _traced(graph.eval(), example, names, opset)
-    model = onnx.load_from_string(content)
+    model = _traced(graph.eval(), example, names, opset)
     for key, value in (("borders", json.dumps(borders.tolist())), ("prior", prior)):
         entry = model.metadata_props.add()
         entry.key, entry.value = key, value
@@ -104,12 +102,11 @@ def export_onnx(net: PFN | LearningCurvePFN, path: str | Path, *, opset: int = 1
     write_atomic(Path(path), model.SerializeToString())
 
 
-def _traced(graph: nn.Module, example: tuple[Any, ...], names: list[str], opset: int) -> bytes:
+def _traced(graph: nn.Module, example: tuple[Any, ...], names: list[str], opset: int) -> Any:
     """Trace the graph with free batch, observed and query dims."""
     batch, seen, asked = (torch.export.Dim(name, min=1) for name in ("batch", "seen", "asked"))
     counts = (seen, seen, asked)
     shapes = tuple({0: batch, 1: count} for count in counts)
-    buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's remarks on its own insides
         program = torch.onnx.export(
@@ -122,5 +119,5 @@ def _traced(graph: nn.Module, example: tuple[Any, ...], names: list[str], opset:
             dynamo=True,
             verbose=False,
         )
-    program.save(buffer)
-    return buffer.getvalue()
+    assert program is not None
+    return program.model_proto

@@ -149,7 +149,7 @@ def train(
     device = torch.device(plan.device)
     network.to(device).train()
     seed = seed_of(rng)
-    weights = list(network.parameters())
+    weights: list[Tensor] = list(network.parameters())
     optimiser = torch.optim.AdamW(weights, lr=plan.lr, betas=(0.9, 0.98), weight_decay=0.0)
     averaged = [weight.detach().clone() for weight in weights] if plan.average else []
     marks = {**asdict(plan), "task": task.version, "seed": seed}
@@ -161,6 +161,7 @@ def train(
     call = torch.compile(network) if plan.compile else network
     saved_at = time.monotonic()
     with Progress() as progress:
+        watchers: list[Callable[[Info], Any]] = [progress, *callbacks]
         while run.step < plan.steps:
             started = time.process_time()
             loss = _train_block(call, weights, averaged, optimiser, task, plan, seed, run)
@@ -172,7 +173,7 @@ def train(
                 )
             done = run.step == plan.steps
             info = Info(run.step, plan.steps, 0, run.seconds, {"loss": loss}, done, "training")
-            stop = [callback(info) is True for callback in (progress, *callbacks)]
+            stop = [watcher(info) is True for watcher in watchers]
             due = time.monotonic() - saved_at >= every or run.step == plan.steps or any(stop)
             if path is not None and due:
                 _save(path, marks, run, weights, optimiser, averaged)
