@@ -9,7 +9,7 @@ features of a parameter that is not active are constant: points that differ only
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -437,6 +437,10 @@ class Space:
     def __len__(self) -> int:
         """Number of parameters."""
         return len(self._parameters)
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names."""
+        return iter(self._parameters)
 
     def __repr__(self) -> str:
         """The parameters, as one would write them."""
