@@ -18,7 +18,7 @@ from probkit.rng import Rng, draw_count, stream
 
 __all__ = ["CurvePredictive"]
 
-_NODES = 8  # Gauss-Legendre points in a bar
+_NODES = 10  # Gauss-Legendre points in a bar
 
 
 @dataclass(frozen=True)
@@ -203,9 +203,12 @@ class CurvePredictive:
         node, share = (
             torch.from_numpy(a).to(borders) for a in np.polynomial.legendre.leggauss(_NODES)
         )
-        y = left[:, None] + width[:, None] * (node + 1) / 2
+        # nodes gather at the ends of a bar: at an infinite bound the metric goes as a logarithm
+        s = (node + 1) / 2
+        y = left[:, None] + width[:, None] * s * s * (3 - 2 * s)
+        share = share / 2 * 6 * s * (1 - s)
         bar = torch.arange(len(left), device=y.device)[:, None].expand_as(y)
-        weight = bar_log_density(borders, y, bar).exp() * share / 2 * width[:, None]
+        weight = bar_log_density(borders, y, bar).exp() * share * width[:, None]
         flat = y.reshape(1, -1).expand(self.normalizer.curves or 1, -1)
         metric = self.normalizer.denormalize(flat.clamp(1e-9, 1 - 1e-9))
         return metric.unflatten(-1, y.shape), weight

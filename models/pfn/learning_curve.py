@@ -40,6 +40,7 @@ from probkit.sources import Closed
 __all__ = ["LearningCurvePFN"]
 
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "curves.safetensors"
+_CHECKED = 256  # curves of a batch that are looked at for a warning
 _TOKENS = 1 << 15  # tokens of one forward pass: bounds memory, and keeps the work in cache
 
 
@@ -240,7 +241,7 @@ class LearningCurvePFN(Model):
 
     def check_prior(self, curves: Curves) -> PriorCheck:
         """Score the observed part of curves under the prior; see :func:`check_prior`."""
-        return check_prior(self._log, curves)
+        return check_prior(self.law, curves)
 
     @functools.cached_property
     def mark(self) -> str:
@@ -257,11 +258,12 @@ class LearningCurvePFN(Model):
         """
         device = self.borders.device
         bars = self.network.size.bars
-        check_allocation((*steps.shape, bars), torch.float32, device, what="predictive laws")
+        what = f"laws [curve={steps.shape[0]}, step={steps.shape[1]}, bar={bars}]"
+        check_allocation(4 * steps.numel() * bars, what, device=device)
         out = torch.empty((*steps.shape, bars), device=device)
         t, y = curves.grid_t.to(device).float(), curves.normalized.to(device).float()
         query = encode_epochs((steps / curves.every).to(device).float())
-        x, value = encode_epochs(t), encode_metric(y)
+        x, value = encode_epochs(t), encode_metric(y)[..., : self.network.size.targets]
         order = curves.lengths.argsort().to(device)
         lengths = curves.lengths.to(device)
         start = 0
@@ -282,16 +284,16 @@ class LearningCurvePFN(Model):
         for rows in torch.arange(len(curves)).split(512):
             part = curves[rows]
             first = int(part.last.min()) // curves.every * curves.every + curves.every
-            later = torch.arange(first, ends + 1, curves.every, dtype=torch.float64)
-            if not len(later):
-                later = torch.tensor([float(curves.horizon)], dtype=torch.float64)
+            # a thinned grid may end before the horizon
+            later = torch.tensor(
+                range(first, ends + 1, curves.every) or [curves.horizon], dtype=torch.float64
+            )
             steps = later.to(part.device).expand(len(part), -1)
             law = CurvePredictive(self.law(part, steps), part.normalizer, steps)
             target = best if best.numel() == 1 else best[rows].unsqueeze(-1)
             better = law.prob_better(target.expand(len(part), 1))
             ahead = steps > part.last[:, None]
-            if not bool(ahead.any(1).all()):  # the thinned grid ends before the horizon
-                ahead = ahead | ~ahead.any(1, keepdim=True)
+            ahead = ahead | ~ahead.any(1, keepdim=True)
             chances.append(torch.where(ahead, better, 0.0).amax(1))
         return torch.cat(chances).to(curves.device)
 
@@ -341,9 +343,6 @@ class LearningCurvePFN(Model):
             )
         return steps
 
-    def _log(self, curves: Curves, steps: Tensor) -> BarDistribution:
-        return self.law(curves, steps)
-
     def _warn(self, curves: Curves) -> None:
         """Say which curves are not what the prior expects."""
         if self.out_of_prior == "ignore" or len(curves) == 0:
@@ -357,12 +356,14 @@ class LearningCurvePFN(Model):
                 stacklevel=4,
             )
             return
-        odd = check_prior(self._log, curves).surprising
+        # a warning does not need every curve of a large batch
+        checked = curves if len(curves) <= _CHECKED else curves[:: -(-len(curves) // _CHECKED)]
+        odd = check_prior(self.law, checked).surprising
         if bool(odd.any()):
             warnings.warn(
-                f"{_which(odd, curves, 'is', 'are')} not what the prior over learning curves "
+                f"{_which(odd, checked, 'is', 'are')} not what the prior over learning curves "
                 "expects (a jump, a divergence or a change of pace): predictions are not "
-                "calibrated there",
+                "calibrated there; check_prior(curves) scores each",
                 OutOfPriorWarning,
                 stacklevel=4,
             )
@@ -373,6 +374,8 @@ def _which(mask: Tensor, curves: Curves, one: str = "falls", many: str = "fall")
     if curves.single:
         return f"the curve {one}"
     count, first = int(mask.sum()), int(mask.nonzero()[0][0])
+    if len(curves) >= _CHECKED // 2:  # perhaps a part of a batch, whose numbers mean nothing
+        return f"{count} of {len(curves)} curves checked {one if count == 1 else many}"
     if count == 1:
         return f"curve {first} {one}"
     return f"{count} of {len(curves)} curves {many} (the first is curve {first})"

@@ -187,7 +187,9 @@ class RunWatch:
             return values.clamp(0.0, 1.0)
         low, high = float(self.normalizer.lower), float(self.normalizer.upper)
         slack = 1e-6 * (1.0 + values.abs())
-        near = ((values < low) & (values > low - slack)) | ((values > high) & (values < high + slack))
+        near = ((values < low) & (values > low - slack)) | (
+            (values > high) & (values < high + slack)
+        )
         return torch.where(near, values.clamp(low, high), values)
 
     def to_beat(self) -> float | None:

@@ -1,10 +1,10 @@
 """Is an observed curve one that the prior over learning curves can explain?
 
-Each observed value is predicted from the first half of what came before it or more: prefixes of
-0, 1, 2, 4, 8, ... values predict the values up to twice as far. Where the prior holds, the
-probability u = P(y_t <= observed | prefix) is uniform, whatever the prefix; the smaller of u and
-1 - u, times two and times the number of values (Bonferroni), is a p-value of the whole curve. It
-costs a handful of forward passes, whatever the length.
+Each observed value is predicted from at least four fifths of what came before it: prefixes of 0, 1,
+2, ..., 8, 10, 12, 15, ... values predict the values up to a quarter further. Where the prior holds,
+the probability u = P(y_t <= observed | prefix) is uniform, whatever the prefix; the smaller of u
+and 1 - u, times two and times the number of values (Bonferroni), is a p-value of the whole curve.
+The number of forward passes grows with the logarithm of the length.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def check_prior(law: Callable[[Curves, Tensor], BarDistribution], curves: Curves
     prefix = 0
     while prefix < curves.t.shape[1]:
         rows = (curves.lengths > prefix).nonzero().squeeze(1)
-        stop = min(max(2 * prefix, 1), curves.t.shape[1])
+        following = max(prefix + 1, prefix * 5 // 4)
+        stop = min(following, curves.t.shape[1])
         part = curves[rows]
         observed = part._with(
             part.t[:, :prefix], part.y[:, :prefix], part.lengths.clamp_max(prefix), part.normalizer
@@ -73,7 +74,7 @@ def check_prior(law: Callable[[Curves, Tensor], BarDistribution], curves: Curves
         score = torch.where(valid, bars.log_prob(y).double().to(curves.device), 0.0).sum(1)
         smallest[rows] = torch.minimum(smallest[rows], tail)
         total[rows] += score
-        prefix = max(2 * prefix, 1)
+        prefix = following
     count = curves.lengths.clamp_min(1)
     p_value = (smallest * count).clamp_max(1.0)
     return PriorCheck(p_value, total / count, p_value < LEVEL)
