@@ -81,16 +81,15 @@ def save_weights(path: str | Path, file: WeightFile, *, half: bool = True) -> No
     if file.borders is not None:
         tensors["borders"] = file.borders.detach().cpu().float()
     described = {
+        "kind": KIND,
+        "format": FORMAT,
         "prior": file.prior,
         "network": dict(file.network),
         "constants": dict(file.constants),
         "card": dict(file.card),
     }
-    header = {
-        "kind": KIND,
-        "format": str(FORMAT),
-        "content": json.dumps(described, allow_nan=False, sort_keys=True),
-    }
+    # one entry, for safetensors writes several in a random order
+    header = {"content": json.dumps(described, allow_nan=False, sort_keys=True)}
     tensors = {name: tensor.contiguous() for name, tensor in sorted(tensors.items())}
     write_atomic(Path(path), save(tensors, metadata=header))
 
@@ -120,19 +119,24 @@ def load_weights(path: str | Path, *, prior: str | None = None) -> WeightFile:
             f"{str(path)!r} is no readable safetensors file ({error}); weights in pickles are "
             "not read, for they may hold code"
         ) from None
-    if header.get("kind") != KIND:
+    try:
+        content = json.loads(header.get("content", "{}"))
+        kind, version = content.get("kind"), content.get("format")
+    except (AttributeError, json.JSONDecodeError) as error:
+        raise DataError(f"{str(path)!r} is damaged ({error}); restore it from a copy") from None
+    if kind != KIND:
         raise DataError(f"{str(path)!r} is no {KIND}; expected a file of save_weights")
-    version = header.get("format", "")
-    if not version.isdigit() or int(version) > FORMAT:
+    if not isinstance(version, int) or version > FORMAT:
         raise DataError(
             f"{str(path)!r} has format {version!r}, this probkit reads up to {FORMAT}; "
             "install a newer probkit"
         )
-    try:
-        content = json.loads(header["content"])
-        found = content["prior"]
-    except (KeyError, json.JSONDecodeError, TypeError) as error:
-        raise DataError(f"{str(path)!r} is damaged ({error}); restore it from a copy") from None
+    absent = {"prior", "network", "constants", "card"} - content.keys()
+    if absent:
+        raise DataError(
+            f"{str(path)!r} is damaged (no {', '.join(sorted(absent))}); restore it from a copy"
+        )
+    found = content["prior"]
     if prior is not None and found != prior:
         raise DataError(
             f"{str(path)!r} was trained on the prior {found!r}, expected {prior!r}; "
