@@ -203,7 +203,10 @@ def _compose(outputs: Sequence[int] | None, chosen: Sequence[int]) -> list[int]:
 
 
 def _first_input(data: Any) -> Tensor | None:
-    """One row [1, d] of the inputs, where the data is a pair (X [n, d], y)."""
+    """One row [1, d] of the inputs, where the data is a pair (X [n, d], y) or has such an index."""
+    index = getattr(data, "index", None)
+    if isinstance(index, Tensor) and index.ndim == 2 and len(index):
+        return index[:1]
     if isinstance(data, list | tuple) and len(data) == 2 and isinstance(data[0], Tensor):
         return data[0][:1] if data[0].ndim == 2 and len(data[0]) else None
     return None
