@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from botorch.acquisition.objective import PosteriorTransform
 from botorch.models.model import Model
+from botorch.models.transforms.input import InputTransform
 from botorch.posteriors.posterior import Posterior
 from botorch.utils.datasets import SupervisedDataset
 from torch import Tensor
@@ -24,15 +26,16 @@ __all__ = ["AxModel", "ax_strategy", "ax_surrogate"]
 
 
 class AxModel(Model):
-    """A surrogate as Ax makes and uses one: fitted when it is made, from data that Ax has scaled.
+    """A surrogate as Ax makes and uses one: fitted when it is made.
 
     Args:
-        train_X: Inputs in the unit cube ``[row, feature]``.
+        train_X: Inputs ``[row, feature]``.
         train_Y: Outcomes ``[row, output]``.
         train_Yvar: Variances of their noise; None where not known.
         surrogate: As for :func:`~probkit.bo.surrogates.make_surrogate`.
         options: Options of the surrogate.
         seed: Seed of everything random.
+        input_transform: What Ax makes of its search space: it maps inputs to the unit cube.
     """
 
     def __init__(
@@ -43,18 +46,26 @@ class AxModel(Model):
         surrogate: Any = "auto",
         options: Mapping[str, Any] | None = None,
         seed: int = 0,
+        input_transform: InputTransform | None = None,
     ) -> None:
         super().__init__()
+        if input_transform is not None:
+            self.input_transform = input_transform.eval()
         self.train_inputs = (train_X,)
         self.train_targets = train_Y
         self.inner = make_surrogate(
-            surrogate, train_X, train_Y, train_Yvar, options=options, rng=seed
+            surrogate,
+            self.transform_inputs(train_X),
+            train_Y,
+            train_Yvar,
+            options=options,
+            rng=seed,
         )
 
     @classmethod
     def construct_inputs(cls, training_data: SupervisedDataset, **options: Any) -> dict[str, Any]:
         """Return the arguments of the constructor for a data set of Ax."""
-        options.pop("categorical_features", None)  # Ax gives them as columns in the unit cube
+        options.pop("categorical_features", None)  # indices, as Ax has encoded them
         return {
             "train_X": training_data.X,
             "train_Y": training_data.Y,
@@ -82,7 +93,7 @@ class AxModel(Model):
     ) -> Posterior:
         """Predict at points ``[*batch, q, feature]``."""
         return self.inner.posterior(
-            X,
+            self.transform_inputs(X),
             output_indices=output_indices,
             observation_noise=observation_noise,
             posterior_transform=posterior_transform,
@@ -91,11 +102,19 @@ class AxModel(Model):
 
     def subset_output(self, idcs: list[int]) -> Model:
         """Return the model of some outcomes."""
-        return self.inner.subset_output(idcs)
+        return self._around(self.inner.subset_output(idcs))
 
     def condition_on_observations(self, X: Tensor, Y: Tensor, **kwargs: Any) -> Model:
         """Return the model given more data, where the surrogate can."""
-        return self.inner.condition_on_observations(X, Y, **kwargs)
+        return self._around(
+            self.inner.condition_on_observations(self.transform_inputs(X), Y, **kwargs)
+        )
+
+    def _around(self, inner: Model) -> AxModel:
+        """Return this model with another one inside."""
+        other = copy.copy(self)
+        other._modules = {**self._modules, "inner": inner}
+        return other
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Keep what was fitted: the state of a model of other data says nothing about this one."""
@@ -130,7 +149,6 @@ def ax_surrogate(
         model_options={
             "surrogate": surrogate, "options": dict(options or {}), "seed": seed_of(rng)
         },
-        input_transform_classes=None,
         outcome_transform_classes=None,
         name=f"probkit {surrogate}",
     )  # fmt: skip

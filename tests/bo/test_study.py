@@ -317,7 +317,11 @@ def test_an_empty_study_has_frames_too():
 
 def test_small_spaces_are_used_up_before_anything_repeats():
     study = Study(
-        Space(k=Int(1, 3), c=Categorical(["a", "b"])), surrogate="gp", noise="none", initial=2, rng=0
+        Space(k=Int(1, 3), c=Categorical(["a", "b"])),
+        surrogate="gp",
+        noise="none",
+        initial=2,
+        rng=0,
     )
     study.optimize(lambda p: p["k"] + (p["c"] == "a"), 6)
     assert len({tuple(t.params.values()) for t in study.trials}) == 6
@@ -387,7 +391,9 @@ def test_files_of_a_newer_probkit_are_refused(tmp_path):
 def test_other_files_are_refused(tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("not a database, but long enough to look like one " * 40)
-    with pytest.raises(DataError, match=r"storage: cannot open .*notes.txt: file is not a database"):
+    with pytest.raises(
+        DataError, match=r"storage: cannot open .*notes.txt: file is not a dat"
+    ):
         study_of(path)
     with pytest.raises(DataError, match=r"storage: there is no file '.*missing.db'"):
         Study.load(tmp_path / "missing.db")
@@ -396,7 +402,9 @@ def test_other_files_are_refused(tmp_path):
 def test_a_file_of_another_space_is_refused(tmp_path):
     path = tmp_path / "run.db"
     study_of(path)
-    with pytest.raises(DataError, match=r"run.db holds another study called 'study': its space dif"):
+    with pytest.raises(
+        DataError, match=r"run.db holds another study called 'study': its space"
+    ):
         Study(Space(x=Float(0, 1)), {"loss": "min"}, storage=path, surrogate="gp", noise="none",
               initial=4, rng=3)  # fmt: skip
     with pytest.raises(DataError, match=r"its acq, rng differ; choose another name= or storage="):
@@ -412,7 +420,12 @@ def test_a_file_of_another_space_is_refused(tmp_path):
         (math.nan, {}, DataError, r"value of 'loss': expected a finite number, got nan; for a tr"),
         (math.inf, {}, DataError, r"value of 'loss': expected a finite number, got inf"),
         ([1, 2], {}, ShapeError, r"value: expected \[outcome=1\] \(loss\), got 2"),
-        (None, {}, DataError, r"tell: a value is missing; for none: tell\(trial, status='failed'\)"),
+        (
+            None,
+            {},
+            DataError,
+            r"tell: a value is missing; for none: tell\(trial, status='fai",
+        ),
         (0.0, {"status": "failed"}, DataError, r"a failed trial has no value, got 0.0; leave it"),
         (1.0, {"status": "done"}, DataError, r"status: expected one of 'complete', 'failed', 'pr"),
         (1.0, {"var": -1.0}, DataError, r"var of 'loss': expected a variance >= 0, got -1.0"),

@@ -58,9 +58,9 @@ def check_shared(seen):
 
 def test_trials_run_on_a_cluster_and_survive_the_death_of_a_worker(tmp_path):
     pytest.importorskip("distributed")
-    seen = run("dask", tmp_path / "run.db", tmp_path / "marker", 14)
+    seen = run("dask", tmp_path / "run.db", tmp_path / "marker", 10)
     assert seen["workers"] == 3 and seen["was a worker"] and seen["is gone"]
-    assert seen["numbers"] == list(range(14))
+    assert seen["numbers"] == list(range(10))
     assert seen["statuses"] == ["complete"] and seen["right"]
 
 

@@ -67,7 +67,7 @@ def server():
         )  # fmt: skip
         if made.returncode:
             raise Missing(f"initdb failed: {made.stderr.strip().splitlines()[-1]}")
-        log = open(f"{folder}/log", "w")  # noqa: SIM115
+        log = open(f"{folder}/log", "w")
         process = subprocess.Popen(
             [postgres, "-D", data, "-p", str(port), "-h", "127.0.0.1", "-k", "",
              "-c", "fsync=off", "-c", "shared_buffers=16MB"],

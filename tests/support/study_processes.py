@@ -168,6 +168,7 @@ def dask(path, marker, trials):
         LocalCluster(3, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
         Client(cluster) as client,
     ):
+        client.wait_for_workers(3)
         workers = client.run(os.getpid)
         killer = threading.Thread(target=kill, daemon=True)
         killer.start()

@@ -1,0 +1,1 @@
+"""Bayesian optimisation against its peers: cells of method, problem and seed, stored one by one."""
