@@ -64,7 +64,7 @@ class Line(Model):
         seed = seed_of(rng)
         values = self.sample_prior(n, rng=seed)
         generator = stream(seed, "rows")
-        x = torch.rand(n, 12, 1, generator=generator) + 1
+        x = 1.5 * torch.rand(n, 12, 1, generator=generator)
         return values, (x, self.simulate(values, x, rng=seed))
 
     def simulate(self, values, x, *, rng):

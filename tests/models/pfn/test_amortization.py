@@ -49,7 +49,7 @@ def test_predictions_of_a_conjugate_model_are_exact_up_to_a_fiftieth(normal_mean
 
 @pytest.mark.slow
 def test_a_latent_guide_finds_the_posterior(line):
-    guide = amortize(line, "tiny", target="latents", steps=2500, bars=80, rng=0)
+    guide = amortize(line, "tiny", target="latents", steps=2000, bars=80, batch=48, rng=0)
     _, (x, y) = line.sample_dataset(4, rng=5)
     for k in range(4):
         data = (x[k], y[k])
@@ -58,16 +58,16 @@ def test_a_latent_guide_finds_the_posterior(line):
         exact = pk.infer(line, data, ImportanceSampling(20_000), guide=guide, rng=2)
         truth = exact.sample(4000, rng=3)
         weights = exact.log_weights.flatten().softmax(0)
-        assert 1 / weights.square().sum() > 0.15 * len(weights)  # a usable proposal
+        assert 1 / weights.square().sum() > 0.1 * len(weights)  # a usable proposal
         for name in ("coef", "noise_var"):
             a, b = (values[name].reshape(len(values[name]), -1) for values in (drawn, truth))
-            # within a third of a posterior standard deviation, and scales within a third
-            assert ((a.mean(0) - b.mean(0)).abs() / b.std(0)).max() < 0.35
-            assert (a.std(0) / b.std(0)).log().abs().max() < 0.35
-        # the two coefficients of a line on [1, 2] depend on one another
+            # the prior is ten times as wide: half a posterior standard deviation is near
+            assert ((a.mean(0) - b.mean(0)).abs() / b.std(0)).max() < 0.5
+            assert (a.std(0) / b.std(0)).log().abs().max() < 0.5
+        # level and slope of a line on [0, 1.5] depend on one another
         corr = [torch.corrcoef(values["coef"].T)[0, 1] for values in (drawn, truth)]
-        assert corr[1] < -0.8
-        assert abs(corr[0] - corr[1]) < 0.15
+        assert corr[1] < -0.6
+        assert abs(corr[0] - corr[1]) < 0.25
 
 
 # ------------------------------------------------------------------------------------- predictions

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -167,3 +169,13 @@ def test_bad_input():
         borders_from_sample(few, 10)
     with pytest.raises(DataError, match="expected bars >= 3"):
         borders_from_sample(few, 2)
+
+
+def test_densities_equal_those_of_pfns():
+    """The reference implementation's numbers, made by benchmarks/pfn/bars_fixture.py."""
+    path = Path(__file__).parents[2] / "data" / "pfn" / "bars.json"
+    told = {k: v for k, v in json.loads(path.read_text()).items() if isinstance(v, list)}
+    told = {name: torch.tensor(value) for name, value in told.items()}
+    law = BarDistribution(told["borders"], told["logits"])
+    assert (law.log_prob(told["y"]) + told["negative_log_density"]).abs().max() < 1e-5
+    assert (law.mean - told["mean"]).abs().max() < 1e-5
