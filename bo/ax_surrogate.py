@@ -22,7 +22,7 @@ from probkit.errors import CapabilityError
 from probkit.extras import require
 from probkit.rng import Rng, seed_of
 
-__all__ = ["AxModel", "ax_strategy", "ax_surrogate"]
+__all__ = ["AxModel", "ax_strategy", "ax_surrogate_spec"]
 
 
 class AxModel(Model):
@@ -121,7 +121,7 @@ class AxModel(Model):
         return torch.nn.modules.module._IncompatibleKeys([], [])
 
 
-def ax_surrogate(
+def ax_surrogate_spec(
     surrogate: Any = "auto", *, options: Mapping[str, Any] | None = None, rng: Rng
 ) -> Any:
     """Return a ``SurrogateSpec`` of Ax that fits a surrogate of probkit.
@@ -165,7 +165,7 @@ def ax_strategy(
     """Return a ``GenerationStrategy`` of Ax: a Sobol sequence, then a surrogate of probkit.
 
     Args:
-        surrogate: As for :func:`ax_surrogate`.
+        surrogate: As for :func:`ax_surrogate_spec`.
         initial: Points of the sequence.
         options: Options of the surrogate.
         rng: Seed of everything random.
@@ -201,7 +201,7 @@ def ax_strategy(
             spec(
                 generator_enum=generators.BOTORCH_MODULAR,
                 generator_kwargs={
-                    "surrogate_spec": ax_surrogate(surrogate, options=options, rng=seed)
+                    "surrogate_spec": ax_surrogate_spec(surrogate, options=options, rng=seed)
                 },
             )
         ],

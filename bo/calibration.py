@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from probkit.bo.asking import fit_surrogate
 from probkit.bo.observations import Observations
-from probkit.bo.recommend import fit_surrogate
 from probkit.errors import DataError
 from probkit.rng import scope, stream
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from probkit.bo.asking import StudySettings, next_points
 from probkit.bo.outcomes import Constraint, Outcomes
 from probkit.bo.parameters import Categorical, Float, Int, Parameter
-from probkit.bo.recommend import Settings, recommend
 from probkit.bo.space import Space
 from probkit.bo.trials import Trial
 from probkit.extras import require
@@ -75,7 +75,7 @@ class ProbkitSampler(_Base):
         independent: Any = None,
     ) -> None:
         optuna = require("optuna", extra="bo")
-        self._settings = Settings(
+        self._settings = StudySettings(
             surrogate, acq, seed_of(rng), noise, initial, failures, dict(options or {})
         )
         seed = self._settings.seed % 2**32
@@ -106,7 +106,7 @@ class ProbkitSampler(_Base):
         others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
         outcomes = _outcomes(study, others)
         known = [t for t in (_trial(t, axes, outcomes) for t in others) if t is not None]
-        proposal = recommend(
+        proposal = next_points(
             space,
             outcomes,
             known,

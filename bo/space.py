@@ -23,7 +23,7 @@ from probkit.rng import Rng, seed_of, stream
 if TYPE_CHECKING:
     from probkit.bo.domain import Domain
 
-__all__ = ["Params", "Space"]
+__all__ = ["Space"]
 
 Params = Mapping[str, Any]
 

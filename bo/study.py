@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from probkit.bo.asking import StudySettings, fit_surrogate, next_points
 from probkit.bo.evaluation import Evaluated, Objective, evaluations
 from probkit.bo.observations import Observations, observe
 from probkit.bo.outcomes import Constraint, Outcomes
-from probkit.bo.recommend import Settings, fit_surrogate, recommend
 from probkit.bo.space import Params, Space
 from probkit.bo.storage import Busy, Storage
 from probkit.bo.trials import STATUSES, Status, Trial
@@ -92,7 +92,7 @@ class Study:
         if not isinstance(space, Space):
             raise DataError(f"expected a Space, got {space!r}; write Space(x=Float(0, 1))")
         outcomes = Outcomes({"value": "min"} if objectives is None else objectives, constraints)
-        settings = Settings(
+        settings = StudySettings(
             surrogate=surrogate,
             acquisition=acq,
             seed=seed_of(rng),
@@ -116,7 +116,7 @@ class Study:
         self._adopt(store, space, outcomes, settings)
 
     def _adopt(
-        self, storage: Storage, space: Space, outcomes: Outcomes, settings: Settings
+        self, storage: Storage, space: Space, outcomes: Outcomes, settings: StudySettings
     ) -> None:
         self._storage, self._space, self._outcomes = storage, space, outcomes
         self._settings = settings
@@ -157,7 +157,7 @@ class Study:
             store,
             Space.from_json(found["space"]),
             Outcomes.from_json(found["outcomes"]),
-            Settings.from_json(found, surrogate),
+            StudySettings.from_json(found, surrogate),
         )
         return study
 
@@ -174,7 +174,7 @@ class Study:
         return self._outcomes
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> StudySettings:
         """Surrogate, acquisition function, seed and the like."""
         return self._settings
 
@@ -210,7 +210,7 @@ class Study:
             raise DataError(f"ask: expected a whole number of trials n >= 1, got {n!r}")
         while True:
             trials, state = self._storage.trials(), self._storage.state()
-            proposal = recommend(
+            proposal = next_points(
                 self._space,
                 self._outcomes,
                 trials,

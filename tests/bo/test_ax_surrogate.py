@@ -78,7 +78,7 @@ def test_ax_asks_a_surrogate_of_ours(surrogate):
 def test_only_names_are_taken():
     import botorch  # noqa: F401  (loaded by the next import; its settings are not ours)
 
-    from probkit.bo.ax_surrogate import ax_surrogate
+    from probkit.bo.ax_surrogate import ax_surrogate_spec
 
     with pytest.raises(CapabilityError, match=r"surrogate: expected a name, as Ax stores its sett"):
-        ax_surrogate(object(), rng=0)
+        ax_surrogate_spec(object(), rng=0)

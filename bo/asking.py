@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
     from probkit.bo.policy import Goal
 
-__all__ = ["Proposal", "Settings", "fit_surrogate", "recommend"]
+__all__ = ["NextPoints", "StudySettings", "fit_surrogate", "next_points"]
 
 #: Codes of two points that are closer than this are the same point.
 _SAME = 1e-9
 
 
 @dataclass(frozen=True)
-class Settings:
+class StudySettings:
     """How a study searches.
 
     Attributes:
@@ -85,7 +85,7 @@ class Settings:
         }
 
     @classmethod
-    def from_json(cls, tree: Mapping[str, Any], surrogate: Any = None) -> Settings:
+    def from_json(cls, tree: Mapping[str, Any], surrogate: Any = None) -> StudySettings:
         """Rebuild settings; files of version 1 lack some.
 
         Args:
@@ -137,7 +137,7 @@ def _read_surrogate(tree: Any) -> Any:
 
 
 @dataclass(frozen=True, eq=False)
-class Proposal:
+class NextPoints:
     """Points to evaluate next.
 
     Attributes:
@@ -151,16 +151,16 @@ class Proposal:
     state: Any = None
 
 
-def recommend(
+def next_points(
     space: Space,
     outcomes: Outcomes,
     trials: Iterable[Trial],
     n: int,
     *,
-    settings: Settings,
+    settings: StudySettings,
     state: Any = None,
     number: int | None = None,
-) -> Proposal:
+) -> NextPoints:
     """Choose the next ``n`` points.
 
     Args:
@@ -201,7 +201,7 @@ def recommend(
             picked.add(seen.X[seen.told][0], "model", rng=stream(settings.seed, "fill", number, k))
     else:
         state = None
-    return Proposal(space.from_codes(picked.new), picked.origins, state)
+    return NextPoints(space.from_codes(picked.new), picked.origins, state)
 
 
 def _room(space: Space, seen: Observations, picked: _Picked, n: int) -> int:
@@ -321,7 +321,7 @@ def _values(parameter: Any) -> Sequence[Any]:
 def fit_surrogate(
     seen: Observations,
     space: Space,
-    settings: Settings,
+    settings: StudySettings,
     state: Any = None,
     *,
     key: Sequence[int | str],
@@ -362,11 +362,11 @@ def fit_surrogate(
     )
 
 
-def _name(settings: Settings) -> str:
+def _name(settings: StudySettings) -> str:
     return json.dumps(_write_surrogate(settings.surrogate), sort_keys=True)
 
 
-def _state_of(model: Model, settings: Settings) -> Any:
+def _state_of(model: Model, settings: StudySettings) -> Any:
     from probkit.bo.surrogates.registry import warm_state
 
     warm = warm_state(model)
@@ -380,7 +380,7 @@ def _candidates(
     seen: Observations,
     running: Tensor,
     n: int,
-    settings: Settings,
+    settings: StudySettings,
     *,
     rng: torch.Generator,
 ) -> Tensor:
