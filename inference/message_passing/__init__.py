@@ -33,6 +33,7 @@ from probkit.inference.message_passing.kalman import (
     kalman_log_evidence,
     kalman_sample_paths,
     kalman_smoother,
+    kalman_two_pass,
 )
 from probkit.inference.message_passing.kalman_banded import (
     MarkovPrecision,
@@ -70,6 +71,7 @@ __all__ = [
     "kalman_log_evidence",
     "kalman_sample_paths",
     "kalman_smoother",
+    "kalman_two_pass",
     "lengths_from_mask",
     "markov_prior",
     "smooth_sites",

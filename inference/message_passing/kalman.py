@@ -41,6 +41,7 @@ __all__ = [
     "kalman_log_evidence",
     "kalman_sample_paths",
     "kalman_smoother",
+    "kalman_two_pass",
 ]
 
 Method = Literal["auto", "loop", "scan"]
@@ -173,6 +174,47 @@ def kalman_smoother(
         >>> [round(m, 9) for m in result.mean.flatten().tolist()]
         [1.0, 2.0]
     """
+    return kalman_two_pass(
+        initial_mean, initial_cov, transition, noise, sites, observation=observation, method=method
+    )[1]
+
+
+def kalman_two_pass(
+    initial_mean: Tensor,
+    initial_cov: Tensor,
+    transition: Tensor,
+    noise: Tensor,
+    sites: Sites,
+    *,
+    observation: Tensor | None = None,
+    method: Method = "auto",
+) -> tuple[KalmanFilter, KalmanSmoother]:
+    """Filter and smooth, for those who need what both passes found.
+
+    Args:
+        initial_mean: m_1 [*batch, S].
+        initial_cov: P_1 [*batch, S, S].
+        transition: A [*batch, S, S] or A_t [*batch, T - 1, S, S]; see `kalman_filter`.
+        noise: Q [*batch, S, S] or Q_t [*batch, T - 1, S, S].
+        sites: `NaturalSites` or `GaussianObservations`.
+        observation: H [*batch, r, S] or H_t [*batch, T, r, S]; None takes the first r entries.
+        method: "loop", "scan", or "auto", by shape (rule in the module introduction).
+
+    Returns:
+        What `kalman_filter` and what `kalman_smoother` return.
+
+    Raises:
+        ShapeError: shapes do not fit together, or T is 0.
+        DataError: a value is not finite, or types differ.
+
+    Example:
+        >>> from probkit.inference.message_passing import NaturalSites
+        >>> one = torch.ones(1, 1, dtype=torch.float64)
+        >>> sites = NaturalSites(torch.ones(3, 1, dtype=torch.float64), one.expand(3, 1, 1))
+        >>> filtered, smoothed = kalman_two_pass(one[0] * 0, one, one, one, sites)
+        >>> bool(torch.isclose(filtered.filtered_mean[-1], smoothed.mean[-1]))
+        True
+    """
     chain = canonical_gaussian(initial_mean, initial_cov, transition, noise, sites, observation)
     scan = _use_scan(chain, method)
     filtered = kalman_filter(
@@ -181,7 +223,7 @@ def kalman_smoother(
     gain, offset, rest = _backward_kernels(chain, filtered)
     mean, cov = (scan_smoother if scan else loop_smoother)(gain, offset, rest)
     cross = cov[..., 1:, :, :] @ gain[..., :-1, :, :].mT
-    return KalmanSmoother(filtered.log_evidence, mean, cov, cross)
+    return filtered, KalmanSmoother(filtered.log_evidence, mean, cov, cross)
 
 
 def kalman_log_evidence(
