@@ -333,7 +333,7 @@ class _FeaturePrior(_Prior):
             raise DataError(f"features: expected a number >= 1, got {size}")
         self.outputs = outputs
         values = {k: v[0, 0] for k, v in fitted.settings.kernel.items()}
-        bound, _ = functional._bind(model.kernel, values)
+        bound, _ = functional.bind(model.kernel, values)
         like = fitted.x
         self._phi: Callable[[Tensor], Tensor] = random_features(
             bound, size, like.shape[1], generator=generator, like=like

@@ -5,6 +5,8 @@ from __future__ import annotations
 from probkit.kernels.backends import backend
 from probkit.kernels.functional import Hyper, evaluate, hyperparameters
 from probkit.kernels.nngp import NNGPKernel
+from probkit.kernels.partition import PartitionedKernel, partitioned
+from probkit.kernels.products import product
 from probkit.kernels.state_space import Matern, Periodic, StateSpace, state_space
 from probkit.kernels.storing import kernel_config, kernel_from_config
 
@@ -12,6 +14,7 @@ __all__ = [
     "Hyper",
     "Matern",
     "NNGPKernel",
+    "PartitionedKernel",
     "Periodic",
     "StateSpace",
     "backend",
@@ -19,5 +22,7 @@ __all__ = [
     "hyperparameters",
     "kernel_config",
     "kernel_from_config",
+    "partitioned",
+    "product",
     "state_space",
 ]

@@ -31,7 +31,7 @@ from torch.distributions import constraints
 from probkit.errors import DataError, ShapeError
 from probkit.kernels.inputs import check_inputs
 
-__all__ = ["Hyper", "evaluate", "hyperparameters", "prior_targets"]
+__all__ = ["Hyper", "bind", "dense", "evaluate", "hyperparameters", "prior_targets"]
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,8 @@ def evaluate(
     elif x2.ndim == 1:
         x2 = x2.unsqueeze(-1)
     check_inputs(x1, x2)
-    bound, lead = _bind(kernel, params or {})
-    K = _dense(bound, x1, x2, diag)
+    bound, lead = bind(kernel, params or {})
+    K = dense(bound, x1, x2, diag)
     batch = np.broadcast_shapes(x1.shape[:-2], x2.shape[:-2], (*lead, *_batch_shape(kernel)))
     matrix = K.shape[-1:] if diag else K.shape[-2:]
     return K.expand(*batch, *matrix)
@@ -213,7 +213,7 @@ def prior_targets(kernel: Kernel) -> dict[str, str | None]:
     slots = [slot for slot in _slots(kernel) if slot.module is kernel]
     # in this copy, a property that returns a value returns this very tensor
     values = {slot.name: slot.value().reshape(slot.shape) for slot in slots}
-    bound, _ = _bind(kernel, values)
+    bound, _ = bind(kernel, values)
     found: dict[str, str | None] = {}
     for name, (_, closure, _) in kernel._priors.items():
         on = closure(bound)
@@ -243,7 +243,7 @@ def _number(bound: Tensor) -> float | Tensor:
 # --------------------------------------------------------------------------- binding values
 
 
-def _bind(kernel: Kernel, params: Mapping[str, Tensor]) -> tuple[Kernel, tuple[int, ...]]:
+def bind(kernel: Kernel, params: Mapping[str, Tensor]) -> tuple[Kernel, tuple[int, ...]]:
     """Copy of the kernel's module tree with ``params`` in place, and the draws' dims."""
     slots = {slot.name: slot for slot in _slots(kernel)}
     for name in params:
@@ -339,25 +339,25 @@ def _batch_shape(kernel: Kernel) -> tuple[int, ...]:
     return np.broadcast_shapes(*shapes)
 
 
-def _dense(kernel: Kernel, x1: Tensor, x2: Tensor, diag: bool, *, select: bool = True) -> Tensor:
+def dense(kernel: Kernel, x1: Tensor, x2: Tensor, diag: bool, *, select: bool = True) -> Tensor:
     """Dense matrix of a kernel whose parameters are in place."""
     if select and kernel.active_dims is not None:
         same = x1 is x2
         x1 = x1.index_select(-1, kernel.active_dims)
         x2 = x1 if same else x2.index_select(-1, kernel.active_dims)
     if type(kernel) is AdditiveKernel:
-        total = _dense(kernel.kernels[0], x1, x2, diag)
+        total = dense(kernel.kernels[0], x1, x2, diag)
         for part in kernel.kernels[1:]:
-            total = total + _dense(part, x1, x2, diag)
+            total = total + dense(part, x1, x2, diag)
         return total
     if type(kernel) is ProductKernel:
-        product = _dense(kernel.kernels[0], x1, x2, diag)
+        product = dense(kernel.kernels[0], x1, x2, diag)
         for part in kernel.kernels[1:]:
-            product = product * _dense(part, x1, x2, diag)
+            product = product * dense(part, x1, x2, diag)
         return product
     if type(kernel) is ScaleKernel:
         # it has taken over the columns of its base kernel
-        base = _dense(kernel.base_kernel, x1, x2, diag, select=False)
+        base = dense(kernel.base_kernel, x1, x2, diag, select=False)
         scale = kernel.outputscale
         return base * (scale[..., None] if diag else scale[..., None, None])
     if kernel.ard_num_dims is not None and kernel.ard_num_dims != x1.shape[-1]:

@@ -347,6 +347,43 @@ class NNGPKernel(_Kernel):
         inputs = [self._selected(self._as_rows(x)) for x in (x1, x2) if x is not None]
         return self._evaluate(inputs[0], inputs[-1], diag, False, tangent=True)
 
+    def product(self, x1: Tensor, x2: Tensor | None, vectors: Tensor) -> Tensor:
+        """Kernel matrix times vectors; the matrix is never stored.
+
+        Args:
+            x1: Inputs [*batch, n, d].
+            x2: Inputs [*batch, m, d], or None for ``x1``.
+            vectors: Vectors [*batch, m, r].
+
+        Returns:
+            K @ vectors [*batch, n, r].
+
+        Raises:
+            CapabilityError: A convolutional network.
+
+        Example:
+            >>> x = torch.ones(2, 1, dtype=torch.float64)
+            >>> kernel = NNGPKernel(depth=1, w_std=1.0, b_std=0.0, last_w_std=1.0)
+            >>> kernel.product(x, None, x).flatten().tolist()
+            [1.0, 1.0]
+        """
+        if self.image_shape is not None:
+            raise CapabilityError(
+                "product: expected arch 'mlp' or 'resnet', got 'conv'; compute the matrix in "
+                "blocks of rows, as probkit.kernels.product does"
+            )
+        self._check(x1, x1 if x2 is None else x2)
+        weight_var, bias_var = self._step_variances(x1)
+        return backend(self.backend, x1.device).nngp_product(
+            x1,
+            x2,
+            vectors,
+            weight_var,
+            bias_var,
+            activation=self.activation,
+            residual=self.arch == "resnet",
+        )
+
     def _evaluate(
         self, x1: Tensor, x2: Tensor, diag: bool, last_dim_is_batch: bool, *, tangent: bool
     ) -> Tensor:

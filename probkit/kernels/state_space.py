@@ -41,22 +41,37 @@ class _Stationary(_Kernel):
 
     has_lengthscale = False  # GPyTorch's own would be float32
 
-    def __init__(self, lengthscale: float | Tensor, variance: float | Tensor) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        lengthscale: float | Tensor,
+        variance: float | Tensor,
+        batch_shape: torch.Size | None = None,
+        active_dims: Sequence[int] | Tensor | None = None,
+    ) -> None:
+        columns = None if active_dims is None else tuple(int(i) for i in active_dims)
+        super().__init__(batch_shape=torch.Size(batch_shape or ()), active_dims=columns)
         for name, value in (("lengthscale", lengthscale), ("variance", variance)):
-            number = torch.as_tensor(value, dtype=torch.float64)
-            if number.numel() != 1 or not bool((number > 0) & torch.isfinite(number)):
-                raise DataError(
-                    f"{type(self).__name__}: expected one finite {name} > 0, got {value!r}"
-                )
-            constraint = Positive()
-            raw = constraint.inverse_transform(number.reshape(1, 1))
+            raw = Positive().inverse_transform(self._checked(name, value))
             self.register_parameter(f"raw_{name}", torch.nn.Parameter(raw))
-            self.register_constraint(f"raw_{name}", constraint)
+            self.register_constraint(f"raw_{name}", Positive())
+
+    def _checked(self, name: str, value: float | Tensor) -> Tensor:
+        number = torch.as_tensor(value, dtype=torch.float64).detach()
+        if not bool(((number > 0) & torch.isfinite(number)).all()):
+            raise DataError(f"{type(self).__name__}: expected a finite {name} > 0, got {value!r}")
+        batch = self._batch_shape
+        if number.numel() == 1:
+            return number.reshape(()).expand(*batch, 1, 1).clone()
+        if tuple(number.shape) not in (tuple(batch), (*batch, 1, 1)):
+            raise DataError(
+                f"{type(self).__name__}: expected {name} [*batch_shape={tuple(batch)}], got "
+                f"{tuple(number.shape)}"
+            )
+        return number.reshape(*batch, 1, 1).clone()
 
     @property
     def lengthscale(self) -> Tensor:
-        """Length scale [1, 1]."""
+        """Length scale [*batch_shape, 1, 1]."""
         return self.raw_lengthscale_constraint.transform(self.raw_lengthscale)
 
     @lengthscale.setter
@@ -65,7 +80,7 @@ class _Stationary(_Kernel):
 
     @property
     def variance(self) -> Tensor:
-        """Variance of the process [1, 1]."""
+        """Variance of the process [*batch_shape, 1, 1]."""
         return self.raw_variance_constraint.transform(self.raw_variance)
 
     @variance.setter
@@ -73,7 +88,7 @@ class _Stationary(_Kernel):
         self._set("variance", value)
 
     def _set(self, name: str, value: float | Tensor) -> None:
-        number = torch.as_tensor(value, dtype=torch.float64).reshape(1, 1)
+        number = self._checked(name, value)
         constraint = getattr(self, f"raw_{name}_constraint")
         self.initialize(**{f"raw_{name}": constraint.inverse_transform(number)})
 
@@ -81,10 +96,14 @@ class _Stationary(_Kernel):
         if x1.shape[-1] != 1 or x2.shape[-1] != 1:
             raise DataError(
                 f"{type(self).__name__}: expected one column, got {x1.shape[-1]}; choose it with "
-                "active_dims or take one kernel a column"
+                "active_dims=[0]"
             )
         a, b = x1.double(), x2.double()
         return (a - b).abs().squeeze(-1) if diag else (a - b.mT).abs()
+
+    def _shaped(self, value: Tensor, diag: bool) -> Tensor:
+        """A hyper-parameter that broadcasts against distances."""
+        return value.squeeze(-1) if diag else value
 
     def state_space(self) -> StateSpace:
         """Return the kernel as a stochastic differential equation."""
@@ -98,8 +117,10 @@ class Matern(_Stationary):
 
     Args:
         nu: Smoothness, 0.5, 1.5 or 2.5; f has nu - 1/2 derivatives.
-        lengthscale: l, in the units of the input.
-        variance: v.
+        lengthscale: l, in the units of the input; a number or a tensor [*batch_shape].
+        variance: v, likewise.
+        batch_shape: One kernel for each element.
+        active_dims: The one column of the data that the kernel sees; by default there is one.
 
     Raises:
         DataError: A value outside its range, or more than one input column.
@@ -114,18 +135,24 @@ class Matern(_Stationary):
     """
 
     def __init__(
-        self, nu: float = 1.5, lengthscale: float | Tensor = 1.0, variance: float | Tensor = 1.0
+        self,
+        nu: float = 1.5,
+        lengthscale: float | Tensor = 1.0,
+        variance: float | Tensor = 1.0,
+        batch_shape: torch.Size | None = None,
+        active_dims: Sequence[int] | Tensor | None = None,
     ) -> None:
         if nu not in SMOOTHNESS:
             raise DataError(f"Matern: expected nu 0.5, 1.5 or 2.5, got {nu!r}")
-        super().__init__(lengthscale, variance)
+        super().__init__(lengthscale, variance, batch_shape, active_dims)
         self.nu = float(nu)
 
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **options: Any) -> Tensor:
         """Return the covariance of all pairs, or of matching rows."""
-        x = math.sqrt(2 * self.nu) * self._distances(x1, x2, diag) / self.lengthscale.squeeze()
+        scale = self._shaped(self.lengthscale, diag)
+        x = math.sqrt(2 * self.nu) * self._distances(x1, x2, diag) / scale
         polynomial = {0.5: torch.ones_like(x), 1.5: 1 + x, 2.5: 1 + x + x.square() / 3}[self.nu]
-        return self.variance.squeeze() * polynomial * (-x).exp()
+        return self._shaped(self.variance, diag) * polynomial * (-x).exp()
 
 
 class Periodic(_Stationary):
@@ -139,6 +166,8 @@ class Periodic(_Stationary):
         lengthscale: l, a number without units.
         variance: v.
         harmonics: Number of oscillators in the state-space form.
+        batch_shape: One kernel for each element.
+        active_dims: The one column of the data that the kernel sees; by default there is one.
 
     Example:
         >>> kernel = Periodic(period=1.0, lengthscale=1.0)
@@ -153,20 +182,24 @@ class Periodic(_Stationary):
         lengthscale: float | Tensor = 1.0,
         variance: float | Tensor = 1.0,
         harmonics: int = 6,
+        batch_shape: torch.Size | None = None,
+        active_dims: Sequence[int] | Tensor | None = None,
     ) -> None:
         if not 0 < float(period) < math.inf:
             raise DataError(f"Periodic: expected a finite period > 0, got {period!r}")
         if not isinstance(harmonics, int) or harmonics < 1:
-            raise DataError(f"Periodic: expected a whole number of harmonics >= 1, got {harmonics!r}")
-        super().__init__(lengthscale, variance)
+            raise DataError(
+                f"Periodic: expected a whole number of harmonics >= 1, got {harmonics!r}"
+            )
+        super().__init__(lengthscale, variance, batch_shape, active_dims)
         self.period = float(period)
         self.harmonics = harmonics
 
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **options: Any) -> Tensor:
         """Return the covariance of all pairs, or of matching rows."""
         phase = math.pi * self._distances(x1, x2, diag) / self.period
-        scaled = phase.sin() / self.lengthscale.squeeze()
-        return self.variance.squeeze() * (-2 * scaled.square()).exp()
+        scaled = phase.sin() / self._shaped(self.lengthscale, diag)
+        return self._shaped(self.variance, diag) * (-2 * scaled.square()).exp()
 
 
 # --------------------------------------------------------------------------- state spaces
@@ -277,7 +310,9 @@ class StateSpace:
     def slices(self) -> tuple[slice, ...]:
         """Where the state of each part lies."""
         ends = torch.tensor([part.size for part in self.parts]).cumsum(0).tolist()
-        return tuple(slice(end - part.size, end) for part, end in zip(self.parts, ends, strict=True))
+        return tuple(
+            slice(end - part.size, end) for part, end in zip(self.parts, ends, strict=True)
+        )
 
     def observation(self) -> Tensor:
         """H [state]: f = H z."""
@@ -347,6 +382,11 @@ def state_space(kernel: _Kernel) -> StateSpace:
         factor = torch.log(kernel.outputscale.detach().double().reshape(()))
         shift = torch.stack((torch.zeros_like(factor), factor))
         return StateSpace(scaled.parts, scaled.log_hyper + shift)
+    if isinstance(kernel, _Stationary) and kernel.lengthscale.numel() > 1:
+        raise CapabilityError(
+            f"a batch of {type(kernel).__name__} kernels {tuple(kernel._batch_shape)} is no process "
+            "of one input; pass them one by one"
+        )
     if isinstance(kernel, Matern):
         part = StateSpacePart("matern", nu=kernel.nu)
     elif isinstance(kernel, Periodic):

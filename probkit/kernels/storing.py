@@ -79,8 +79,6 @@ def _nngp(kernel: Kernel) -> dict[str, Any]:
 
 _OPTIONS: Mapping[type[Kernel], Callable[[Kernel], dict[str, Any]]] = {
     NNGPKernel: _nngp,
-    Matern: lambda kernel: {"nu": kernel.nu},
-    Periodic: lambda kernel: {"period": kernel.period, "harmonics": kernel.harmonics},
     gpytorch_kernels.RBFKernel: _stationary,
     gpytorch_kernels.MaternKernel: _matern,
     gpytorch_kernels.RQKernel: _stationary,
@@ -90,6 +88,12 @@ _OPTIONS: Mapping[type[Kernel], Callable[[Kernel], dict[str, Any]]] = {
     gpytorch_kernels.ScaleKernel: _common,
     gpytorch_kernels.AdditiveKernel: lambda kernel: {},
     gpytorch_kernels.ProductKernel: lambda kernel: {},
+    Matern: lambda kernel: {**_common(kernel), "nu": kernel.nu},
+    Periodic: lambda kernel: {
+        **_common(kernel),
+        "period": kernel.period,
+        "harmonics": kernel.harmonics,
+    },
 }
 
 STORABLE: Mapping[str, type[Kernel]] = {cls.__name__: cls for cls in _OPTIONS}

@@ -25,7 +25,16 @@ from probkit.errors import DataError
 from probkit.kernels.backends.tiles import fill, multiply, tile_shape, tiles
 from probkit.numerics import check_allocation
 
-__all__ = ["FAMILIES", "check_family", "slope_", "stationary", "stationary_product", "value_"]
+__all__ = [
+    "FAMILIES",
+    "TiledProduct",
+    "check_family",
+    "scaled",
+    "slope_",
+    "stationary",
+    "stationary_product",
+    "value_",
+]
 
 FAMILIES = ("rbf", "matern12", "matern32", "matern52")
 """Every family that :func:`stationary` accepts."""
@@ -71,7 +80,7 @@ def stationary(
                 [0.6065, 1.0000]], dtype=torch.float64)
     """
     check_family(family)
-    a, b = _scaled(x1, x2, lengthscale)
+    a, b = scaled(x1, x2, lengthscale)
     if diag:
         square = (a - (a if b is None else b)).square().sum(-1)
         return _value(square, family)
@@ -100,21 +109,19 @@ def stationary_product(
                 [1.0000]], dtype=torch.float64)
     """
     check_family(family)
-    a, b = _scaled(x1, x2, lengthscale)
-    batch = np.broadcast_shapes(a.shape[:-2], vectors.shape[:-2])
-    a = a.expand(*batch, *a.shape[-2:])
-    b = None if b is None else b.expand(*batch, *b.shape[-2:])
-    return _Product.apply(family, vectors.expand(*batch, *vectors.shape[-2:]), a, b)
+    a, b = scaled(x1, x2, lengthscale, vectors.shape[:-2])
+    return TiledProduct.apply(family, vectors.expand(*a.shape[:-2], *vectors.shape[-2:]), a, b)
 
 
-def _scaled(x1: Tensor, x2: Tensor | None, lengthscale: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Inputs in units of the length scales, with the same batch dims."""
+def scaled(
+    x1: Tensor, x2: Tensor | None, lengthscale: Tensor, batch: tuple[int, ...] = ()
+) -> tuple[Tensor, Tensor | None]:
+    """Inputs in units of the length scales, with the same batch dims, and those of ``batch``."""
     a = x1 / lengthscale.unsqueeze(-2)
-    if x2 is None:
-        return a, None
-    b = x2 / lengthscale.unsqueeze(-2)
-    batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    return a.expand(*batch, *a.shape[-2:]), b.expand(*batch, *b.shape[-2:])
+    b = None if x2 is None else x2 / lengthscale.unsqueeze(-2)
+    batch = np.broadcast_shapes(*(x.shape[:-2] for x in (a, b) if x is not None), batch)
+    b = None if b is None else b.expand(*batch, *b.shape[-2:])
+    return a.expand(*batch, *a.shape[-2:]), b
 
 
 # ---------------------------------------------------------------------------- maps, in place
@@ -228,11 +235,12 @@ class _Matrix(torch.autograd.Function):
         return None, to_a, to_b
 
 
-class _Product(torch.autograd.Function):
+class TiledProduct(torch.autograd.Function):
     """Product with a tiled matrix; backward by recomputation, too."""
 
     @staticmethod
     def forward(ctx: Any, family: str, vectors: Tensor, a: Tensor, b: Tensor | None) -> Tensor:
+        """Multiply."""
         ctx.save_for_backward(vectors, a, b)
         ctx.family = family
         out = vectors.new_empty(*a.shape[:-1], vectors.shape[-1])
@@ -245,6 +253,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Compute each tile again."""
         (G,) = grads
         vectors, a, b = ctx.saved_tensors
         _, wants_vectors, wants_a, wants_b = ctx.needs_input_grad

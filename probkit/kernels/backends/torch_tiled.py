@@ -24,21 +24,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probkit.kernels.backends.activations import Activation, activation_of
+from probkit.kernels.backends.activations import activation_of
 from probkit.kernels.backends.conv_tiled import conv_nngp, conv_ntk
+from probkit.kernels.backends.network_inputs import (
+    Inputs,
+    Options,
+    broadcast,
+    with_variances,
+)
 from probkit.kernels.backends.stationary_tiled import stationary, stationary_product
 from probkit.kernels.backends.tiles import element, fill, multiply, tile_shape, tiles
 from probkit.kernels.backends.torch_dense import (
     covariances,
     mirror_upper,
     paired,
-    tangent_variance,
-    variances,
 )
 from probkit.numerics import check_allocation
 
 __all__ = [
     "SMALL",
+    "TiledMatrix",
+    "TiledProduct",
     "conv_nngp",
     "conv_ntk",
     "nngp",
@@ -93,7 +99,7 @@ def nngp(
         >>> nngp(x, None, one, zero, diag=True)
         tensor([0.2500, 1.0000], dtype=torch.float64)
     """
-    options = _Options(activation_of(activation), tangent=False, residual=residual)
+    options = Options(activation_of(activation), tangent=False, residual=residual)
     return _kernel(x1, x2, weight_var, bias_var, options, diag)
 
 
@@ -119,7 +125,7 @@ def ntk(
         >>> ntk(x, None, one, zero)
         tensor([[1.]], dtype=torch.float64)
     """
-    options = _Options(activation_of(activation), tangent=True, residual=residual)
+    options = Options(activation_of(activation), tangent=True, residual=residual)
     return _kernel(x1, x2, weight_var, bias_var, options, diag)
 
 
@@ -160,7 +166,7 @@ def nngp_product(
         >>> bool(torch.equal(nngp_product(x, None, v, one, zero), nngp(x, None, one, zero) @ v))
         True
     """
-    options = _Options(activation_of(activation), tangent=False, residual=residual)
+    options = Options(activation_of(activation), tangent=False, residual=residual)
     return _product(x1, x2, vectors, weight_var, bias_var, options)
 
 
@@ -182,38 +188,20 @@ def ntk_product(
         >>> ntk_product(x, None, 3 * x, one, zero)
         tensor([[3.]], dtype=torch.float64)
     """
-    options = _Options(activation_of(activation), tangent=True, residual=residual)
+    options = Options(activation_of(activation), tangent=True, residual=residual)
     return _product(x1, x2, vectors, weight_var, bias_var, options)
 
 
-class _Inputs(NamedTuple):
-    """Tensors that a matrix is computed from, all with the batch dims of the result."""
-
-    x1: Tensor  # [*batch, n, d]
-    x2: Tensor | None  # [*batch, m, d]; None for x1
-    w: Tensor  # [*batch, steps]
-    b: Tensor  # [*batch, steps]
-    k1: Tensor  # [*batch, steps, n]
-    k2: Tensor | None  # [*batch, steps, m]; None for k1
-    diagonal: Tensor | None  # [*batch, n]; None where x1 and x2 differ
-
-
-class _Options(NamedTuple):
-    activation: Activation
-    tangent: bool
-    residual: bool
-
-
 def _kernel(
-    x1: Tensor, x2: Tensor | None, w: Tensor, b: Tensor, options: _Options, diag: bool
+    x1: Tensor, x2: Tensor | None, w: Tensor, b: Tensor, options: Options, diag: bool
 ) -> Tensor:
     """Broadcast the batch dims, then take the shortest way that fits the size."""
-    x1, x2, w, b = _broadcast(x1, x2, w, b)
+    x1, x2, w, b = broadcast(x1, x2, w, b)
     n, m = x1.shape[-2], (x1 if x2 is None else x2).shape[-2]
     if not diag:
         size = math.prod((*x1.shape[:-1], m)) * x1.element_size()
         check_allocation(size, f"kernel matrix {[*x1.shape[:-1], m]}", device=x1.device)
-    given = _with_variances(x1, x2, w, b, options)
+    given = with_variances(x1, x2, w, b, options)
     if diag and given.x2 is not None and given.k2 is not None:
         return paired(x1, given.x2, w, b, given.k1, given.k2, **options._asdict())
     if diag:
@@ -221,45 +209,19 @@ def _kernel(
         return given.diagonal
     if n * m <= SMALL:
         return _whole(given, options)
-    return _Tiled.apply(options, *given)
+    return TiledMatrix.apply(options, *given)
 
 
 def _product(
-    x1: Tensor, x2: Tensor | None, vectors: Tensor, w: Tensor, b: Tensor, options: _Options
+    x1: Tensor, x2: Tensor | None, vectors: Tensor, w: Tensor, b: Tensor, options: Options
 ) -> Tensor:
     """Broadcast the batch dims, then multiply tile by tile."""
-    x1, x2, w, b = _broadcast(x1, x2, w, b, vectors.shape[:-2])
-    given = _with_variances(x1, x2, w, b, options)
-    return _TiledProduct.apply(options, vectors.expand(*x1.shape[:-2], -1, -1), *given)
+    x1, x2, w, b = broadcast(x1, x2, w, b, vectors.shape[:-2])
+    given = with_variances(x1, x2, w, b, options)
+    return TiledProduct.apply(options, vectors.expand(*x1.shape[:-2], -1, -1), *given)
 
 
-def _broadcast(
-    x1: Tensor, x2: Tensor | None, w: Tensor, b: Tensor, more: tuple[int, ...] = ()
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """Give all tensors the same batch dims."""
-    # not torch.broadcast_shapes, whose first call imports sympy
-    inputs = [x.shape[:-2] for x in (x1, x2) if x is not None]
-    batch = np.broadcast_shapes(*inputs, w.shape[:-1], b.shape[:-1], more)
-    x1 = x1.expand(*batch, *x1.shape[-2:])
-    x2 = None if x2 is None else x2.expand(*batch, *x2.shape[-2:])
-    return x1, x2, w.expand(*batch, w.shape[-1]), b.expand(*batch, b.shape[-1])
-
-
-def _with_variances(
-    x1: Tensor, x2: Tensor | None, w: Tensor, b: Tensor, options: _Options
-) -> _Inputs:
-    """Add the variances of all steps, and the diagonal where the matrix has one."""
-    activation, tangent, residual = options
-    k1 = variances(x1, w, b, activation, residual=residual)
-    if x2 is not None:
-        return _Inputs(x1, x2, w, b, k1, variances(x2, w, b, activation, residual=residual), None)
-    diagonal = k1[..., -1, :]
-    if tangent:
-        diagonal = tangent_variance(k1, w, activation, residual=residual)
-    return _Inputs(x1, None, w, b, k1, None, diagonal)
-
-
-def _whole(given: _Inputs, options: _Options) -> Tensor:
+def _whole(given: Inputs, options: Options) -> Tensor:
     """The whole matrix [*batch, n, m] at once; for one input, mirrored from its upper triangle."""
     x1, x2, w, b, k1, k2, diagonal = given
     if x2 is not None and k2 is not None:
@@ -268,14 +230,15 @@ def _whole(given: _Inputs, options: _Options) -> Tensor:
     return mirror_upper(covariances(x1, x1, w, b, k1, k1, **options._asdict()), diagonal)
 
 
-class _Tiled(torch.autograd.Function):
+class TiledMatrix(torch.autograd.Function):
     """Tiled matrix with a backward pass by recomputation."""
 
     @staticmethod
-    def forward(ctx: Any, options: _Options, *tensors: Tensor | None) -> Tensor:
+    def forward(ctx: Any, options: Options, *tensors: Tensor | None) -> Tensor:
+        """Fill the matrix."""
         ctx.save_for_backward(*tensors)
         ctx.options = options
-        given = _Inputs(*tensors)  # type: ignore[arg-type]
+        given = Inputs(*tensors)  # type: ignore[arg-type]
         batch, n = given.x1.shape[:-2], given.x1.shape[-2]
         out = given.x1.new_empty(*batch, n, n if given.x2 is None else given.x2.shape[-2])
         for index in np.ndindex(*batch):
@@ -285,9 +248,10 @@ class _Tiled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Compute each tile again."""
         (G,) = grads
         needed = ctx.needs_input_grad[1:]
-        given = _Inputs(*ctx.saved_tensors)
+        given = Inputs(*ctx.saved_tensors)
         if torch.is_grad_enabled():  # double backward: keep the layers
             return None, *_differentiable_gradients(G, given, needed, ctx.options)
         found = [
@@ -300,14 +264,15 @@ class _Tiled(torch.autograd.Function):
         return None, *found
 
 
-class _TiledProduct(torch.autograd.Function):
+class TiledProduct(torch.autograd.Function):
     """Product with a tiled matrix; backward by recomputation, too."""
 
     @staticmethod
-    def forward(ctx: Any, options: _Options, vectors: Tensor, *tensors: Tensor | None) -> Tensor:
+    def forward(ctx: Any, options: Options, vectors: Tensor, *tensors: Tensor | None) -> Tensor:
+        """Multiply."""
         ctx.save_for_backward(vectors, *tensors)
         ctx.options = options
-        given = _Inputs(*tensors)  # type: ignore[arg-type]
+        given = Inputs(*tensors)  # type: ignore[arg-type]
         out = vectors.new_empty(*given.x1.shape[:-1], vectors.shape[-1])
         for index in np.ndindex(*given.x1.shape[:-2]):
             one = element(given, index)
@@ -317,10 +282,11 @@ class _TiledProduct(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Compute each tile again."""
         (G,) = grads
         vectors, *tensors = ctx.saved_tensors
         needed = ctx.needs_input_grad[2:]
-        given = _Inputs(*tensors)
+        given = Inputs(*tensors)
         to_vectors = torch.empty_like(vectors) if ctx.needs_input_grad[1] else None
         found = [
             torch.zeros_like(t, memory_format=torch.contiguous_format) if need else None
@@ -339,7 +305,7 @@ class _TiledProduct(torch.autograd.Function):
         return None, to_vectors, *found
 
 
-def _transposed(given: _Inputs) -> _Inputs:
+def _transposed(given: Inputs) -> Inputs:
     """The inputs of the transposed matrix."""
     if given.x2 is None or given.k2 is None:
         return given
@@ -352,7 +318,7 @@ def _transposed(given: _Inputs) -> _Inputs:
 class _NetworkTiles:
     """Tiles of one matrix [n, m], each taken through all layers in buffers of its own."""
 
-    def __init__(self, given: _Inputs, options: _Options) -> None:
+    def __init__(self, given: Inputs, options: Options) -> None:
         x1, x2, w, b, k1, k2, _ = given
         self.options, self.x1 = options, x1
         self.gains, self.biases = w.tolist(), b.tolist()
@@ -384,7 +350,7 @@ def _run_steps(
     columns: list[tuple[Tensor, ...]],
     gains: list[float],
     biases: list[float],
-    options: _Options,
+    options: Options,
 ) -> Tensor:
     """Take the tile ``buffers[0]`` through steps 1, 2, ..., in place.
 
@@ -440,9 +406,7 @@ def _of_outer(left: Tensor, right: Tensor) -> _Upstream:
     )
 
 
-def _accumulate(
-    G: _Upstream, given: _Inputs, found: list[Tensor | None], options: _Options
-) -> None:
+def _accumulate(G: _Upstream, given: Inputs, found: list[Tensor | None], options: Options) -> None:
     """Add the gradients of sum(G * matrix) of one matrix [n, m] to ``found``, tile by tile."""
     x1, x2, w, b, k1, k2, _ = given
     grad_x1, grad_x2, grad_w, grad_b, grad_k1, grad_k2, grad_diagonal = found
@@ -473,7 +437,7 @@ def _accumulate_tile(
     upstream: Tensor,
     sources: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor],
     targets: tuple[Tensor | None, ...],
-    options: _Options,
+    options: Options,
 ) -> None:
     """Compute one tile again, with its layers, and add its gradients to ``targets`` in place."""
     leaves = [
@@ -492,12 +456,12 @@ def _accumulate_tile(
 
 
 def _differentiable_gradients(
-    G: Tensor, given: _Inputs, needed: tuple[bool, ...], options: _Options
+    G: Tensor, given: Inputs, needed: tuple[bool, ...], options: Options
 ) -> tuple[Tensor | None, ...]:
     """Gradients as differentiable functions of ``G`` and of all tensors."""
     # new nodes, so that no gradient runs on from one tensor to another that it was computed from
     alias = [None if t is None else t.view_as(t) for t in given]
-    K = _whole(_Inputs(*alias), options)  # type: ignore[arg-type]
+    K = _whole(Inputs(*alias), options)  # type: ignore[arg-type]
     wanted = [t for t, need in zip(alias, needed, strict=True) if need and t is not None]
     values = iter(torch.autograd.grad(K, wanted, G, create_graph=True))
     return tuple(next(values) if need else None for need in needed)

@@ -210,31 +210,33 @@ __device__ void multiply(const T* x1, const T* x2, long long n, long long m, int
 }
 
 // ----------------------------------------------------------------------------------- kernels
+//
+// Every whole number is 64 bits wide, as the launcher passes them.
 
 template <typename T, typename Activation, bool kTangent, bool kResidual>
-__global__ void network_matrix(const T* x1, const T* x2, long long n, long long m, int d,
+__global__ void network_matrix(const T* x1, const T* x2, long long n, long long m, long long d,
                                const T* rows, const T* columns, const T* gains, const T* biases,
-                               int steps, const T* diagonal, T* out) {
-    const Network<Activation, kTangent, kResidual, T> map{rows, columns, gains, biases,
-                                                          n,    m,       steps};
+                               long long steps, const T* diagonal, T* out) {
+    const Network<Activation, kTangent, kResidual, T> map{
+        rows, columns, gains, biases, n, m, static_cast<int>(steps)};
     fill_matrix<Dot>(x1, x2, n, m, d, map, diagonal, out);
 }
 
 template <typename T, typename Activation, bool kTangent, bool kResidual>
-__global__ void network_product(const T* x1, const T* x2, long long n, long long m, int d,
+__global__ void network_product(const T* x1, const T* x2, long long n, long long m, long long d,
                                 const T* rows, const T* columns, const T* gains, const T* biases,
-                                int steps, const T* diagonal, const T* vectors, int r, T* out) {
-    const Network<Activation, kTangent, kResidual, T> map{rows, columns, gains, biases,
-                                                          n,    m,       steps};
+                                long long steps, const T* diagonal, const T* vectors, long long r, T* out) {
+    const Network<Activation, kTangent, kResidual, T> map{
+        rows, columns, gains, biases, n, m, static_cast<int>(steps)};
     multiply<Dot>(x1, x2, n, m, d, map, diagonal, vectors, r, out);
 }
 
 // Inner products [n, m] to entries, in place: for Gram matrices that tensor cores have computed.
 template <typename T, typename Activation, bool kTangent, bool kResidual>
 __global__ void network_map(long long n, long long m, const T* rows, const T* columns,
-                            const T* gains, const T* biases, int steps, T* matrix) {
-    const Network<Activation, kTangent, kResidual, T> map{rows, columns, gains, biases,
-                                                          n,    m,       steps};
+                            const T* gains, const T* biases, long long steps, T* matrix) {
+    const Network<Activation, kTangent, kResidual, T> map{
+        rows, columns, gains, biases, n, m, static_cast<int>(steps)};
     const long long stride = static_cast<long long>(gridDim.x) * blockDim.x;
     for (long long at = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x; at < n * m;
          at += stride)
@@ -247,15 +249,15 @@ __global__ void network_map(long long n, long long m, const T* rows, const T* co
 // Sums over a tile are made in shared memory, then added to global memory once for each row and
 // column; their order, and so the last bit, differs between runs.
 template <typename T, typename Activation, bool kResidual>
-__global__ void network_backward(const T* x1, const T* x2, long long n, long long m, int d,
+__global__ void network_backward(const T* x1, const T* x2, long long n, long long m, long long d,
                                  const T* rows, const T* columns, const T* gains, const T* biases,
-                                 int steps, T* upstream, T* to_gains, T* to_biases, T* to_rows,
+                                 long long steps, T* upstream, T* to_gains, T* to_biases, T* to_rows,
                                  T* to_columns) {
     __shared__ T chunk[2 * kChunk * kPitch];
     __shared__ T row_sums[(kBackwardSteps - 1) * kTile];
     __shared__ T column_sums[(kBackwardSteps - 1) * kTile];
     __shared__ T gain_sums[kBackwardSteps], bias_sums[kBackwardSteps];
-    const int tx = threadIdx.x % kSide, ty = threadIdx.x / kSide, layers = steps - 1;
+    const int tx = threadIdx.x % kSide, ty = threadIdx.x / kSide, layers = static_cast<int>(steps) - 1;
     const long long across = (m + kTile - 1) / kTile;
     const long long i0 = blockIdx.x / across * kTile, j0 = blockIdx.x % across * kTile;
     for (int slot = threadIdx.x; slot < layers * kTile; slot += kThreads)
@@ -273,7 +275,7 @@ __global__ void network_backward(const T* x1, const T* x2, long long n, long lon
             T to_gain[kMaxSteps], to_bias[kMaxSteps], to_row[kMaxSteps], to_column[kMaxSteps];
             const T flow = network_entry_backward<Activation, kResidual, T>(
                 gains[0] * sums[i][j] + biases[0], rows + row * width, n * width,
-                columns + column * width, m * width, gains, biases, steps,
+                columns + column * width, m * width, gains, biases, static_cast<int>(steps),
                 upstream[row * m + column], to_gain, to_bias, to_row, to_column);
             upstream[row * m + column] = flow * gains[0];
             atomicAdd(&gain_sums[0], flow * sums[i][j]);
@@ -299,20 +301,20 @@ __global__ void network_backward(const T* x1, const T* x2, long long n, long lon
 }
 
 template <typename T, typename Family>
-__global__ void stationary_matrix(const T* x1, const T* x2, long long n, long long m, int d,
+__global__ void stationary_matrix(const T* x1, const T* x2, long long n, long long m, long long d,
                                   const T* diagonal, T* out) {
     fill_matrix<SquaredDistance>(x1, x2, n, m, d, Stationary<Family, T>{}, diagonal, out);
 }
 
 template <typename T, typename Family>
-__global__ void stationary_product(const T* x1, const T* x2, long long n, long long m, int d,
-                                   const T* diagonal, const T* vectors, int r, T* out) {
+__global__ void stationary_product(const T* x1, const T* x2, long long n, long long m, long long d,
+                                   const T* diagonal, const T* vectors, long long r, T* out) {
     multiply<SquaredDistance>(x1, x2, n, m, d, Stationary<Family, T>{}, diagonal, vectors, r, out);
 }
 
 // Replace the upstream gradient [n, m] of a matrix by that of the squared scaled distances.
 template <typename T, typename Family>
-__global__ void stationary_backward(const T* x1, const T* x2, long long n, long long m, int d,
+__global__ void stationary_backward(const T* x1, const T* x2, long long n, long long m, long long d,
                                     T* upstream) {
     __shared__ T chunk[2 * kChunk * kPitch];
     const int tx = threadIdx.x % kSide, ty = threadIdx.x / kSide;
