@@ -15,8 +15,8 @@ from probkit.bo.surrogates.base import Surrogate
 from probkit.bo.surrogates.data import TrainingData
 from probkit.bo.surrogates.dense_gp import DenseGP
 from probkit.bo.surrogates.encoding import Encode
-from probkit.bo.surrogates.gp import dense_model
-from probkit.bo.surrogates.gp_fit import fit_map, hyper_parameters, log_posterior
+from probkit.bo.surrogates.gp import dense_model, finished
+from probkit.bo.surrogates.gp_fit import fit_map, log_posterior
 from probkit.bo.surrogates.hamming import MixedKernel
 from probkit.errors import DataError
 from probkit.files import storable
@@ -113,8 +113,7 @@ class DKLSurrogate(Surrogate):
             kernel: _Kernel = MixedKernel(encode.features, (), "matern")
             model = dense_model(data, FeatureKernel(nn.Identity(), kernel), encode, exact=exact)
             fit_map(model, [] if previous is None else [previous])
-            model.warm_state = hyper_parameters(model)
-            return model
+            return finished(model)
         with scope(rng=stream(rng, "network")):
             network = feature_network(encode.features, self.hidden, self.latent)
         base = MixedKernel(self.latent, (), "matern")
@@ -125,9 +124,7 @@ class DKLSurrogate(Surrogate):
         else:
             self._pretrain(network, model, stream(rng, "head"))
         self._climb(model, steps)
-        model.warm_state = hyper_parameters(model)
-        model.eval()
-        return model
+        return finished(model)
 
     def _pretrain(self, network: nn.Module, model: DenseGP, rng: torch.Generator) -> None:
         """Fit the network and a linear head by least squares."""

@@ -134,7 +134,14 @@ def fit_dense(
     """
     model = dense_model(data, kernel, encode, paper_noise=paper_noise, exact=exact)
     fit_map(model, [] if previous is None else [previous])
+    return finished(model)
+
+
+def finished(model: DenseGP) -> DenseGP:
+    """Note the hyper-parameters for the next round and freeze them: gradients go to inputs."""
     model.warm_state = hyper_parameters(model)
+    model.requires_grad_(False)
+    model.eval()
     return model
 
 

@@ -127,6 +127,12 @@ class PosteriorSurrogate(PosteriorModel):
             return self._like(reweight(self.source, x, Y))
         return self._like(super().condition_on_observations(x, Y).source)
 
+    def _set_transformed_inputs(self) -> None:
+        """Nothing to do: the posterior holds its data, transformed already."""
+
+    def _revert_to_original_inputs(self) -> None:
+        """Nothing to do, as for :meth:`_set_transformed_inputs`."""
+
     def _like(self, post: Posterior) -> PosteriorSurrogate:
         """Return the same surrogate with another posterior."""
         model = PosteriorSurrogate(
