@@ -82,8 +82,8 @@ def borders_from_sample(y: Tensor, bars: int, *, floor: float = 0.25, tail: floa
     ends = quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64))
     # the distribution function of the mixture on a fine grid of the sample's own quantiles
     q = torch.linspace(tail, 1 - tail, 20 * bars + 1, dtype=torch.float64)
-    even = torch.linspace(0, 1, 20 * bars + 1, dtype=torch.float64)
-    grid = torch.cat([quantile(q), torch.lerp(ends[0], ends[1], even)])
+    even = torch.linspace(float(ends[0]), float(ends[1]), 20 * bars + 1)
+    grid = torch.cat([quantile(q), even.double()])
     grid = grid.sort().values
     below = torch.searchsorted(values, grid) / n
     uniform = (grid - ends[0]) / (ends[1] - ends[0])

@@ -268,7 +268,7 @@ class _Decoder(nn.Module):
         # the factor without its diagonal, relative to it
         unit = prior.scale_tril / diagonal.unsqueeze(-1)
         lower = unit[..., below[0], below[1]]
-        numbers = torch.cat([prior.logits.unsqueeze(-1), prior.loc, diagonal.log(), lower], -1)
+        numbers = torch.cat([prior.log_weights.unsqueeze(-1), prior.loc, diagonal.log(), lower], -1)
         return self.embed_down(functional.gelu(self.embed_up(numbers)))
 
     def unembed(self, tokens: Tensor) -> NormalMixture:
@@ -500,7 +500,7 @@ def _with_batch(law: NormalMixture) -> NormalMixture:
 
 def _filled(prior: NormalMixture, components: int) -> NormalMixture:
     """Split components, the heaviest first, until there are ``components``: the law is the same."""
-    logits, loc, root = prior.logits, prior.loc, prior.scale_tril
+    logits, loc, root = prior.log_weights, prior.loc, prior.scale_tril
     while len(logits) < components:
         k = int(logits.argmax())
         half = logits[k] - math.log(2.0)

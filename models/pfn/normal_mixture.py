@@ -56,8 +56,7 @@ class NormalMixture(Distribution):
                 "coordinate] and scale_tril [*batch, component, coordinate, coordinate], got "
                 f"{tuple(logits.shape)}, {tuple(loc.shape)} and {tuple(scale_tril.shape)}"
             )
-        self.logits = logits - logits.logsumexp(-1, keepdim=True)
-        self.loc, self.scale_tril = loc, scale_tril
+        self.logits, self.loc, self.scale_tril = logits, loc, scale_tril
         super().__init__(logits.shape[:-1], loc.shape[-1:], validate_args=validate_args)
 
     @classmethod
@@ -113,9 +112,14 @@ class NormalMixture(Distribution):
         )
 
     @property
+    def log_weights(self) -> Tensor:
+        """[*batch, component] logarithms of the weights."""
+        return self.logits.log_softmax(-1)
+
+    @property
     def weights(self) -> Tensor:
         """[*batch, component] weights."""
-        return self.logits.exp()
+        return self.logits.softmax(-1)
 
     @property
     def mean(self) -> Tensor:
@@ -138,7 +142,7 @@ class NormalMixture(Distribution):
         )
         log_det = self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         each = -0.5 * white.square().sum((-2, -1)) - log_det - 0.5 * d * math.log(2 * math.pi)
-        return (self.logits + each).logsumexp(-1)
+        return (self.log_weights + each).logsumexp(-1)
 
     def cdf(self, value: Tensor) -> Tensor:
         """Return P(Y <= value) for a law on the line.

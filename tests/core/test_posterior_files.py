@@ -328,6 +328,40 @@ def examples():
     yield from switching_examples()
     yield from sparse_examples()
     yield from network_examples()
+    yield from fitted_network_examples()
+
+
+def fitted_network_examples():
+    """Prior-data fitted networks, untrained: they are stored all the same."""
+    from probkit.models.pfn import (
+        PFN,
+        CurveNormalizer,
+        CurvePrior,
+        Curves,
+        DistributionTransformer,
+        GPPrior,
+        LearningCurvePFN,
+        MixturePriors,
+        NormalMixture,
+        PFNGuide,
+        PFNNetwork,
+        PFNSize,
+    )
+    from probkit.models.pfn.data_sets import SetScaling
+    from probkit.models.pfn.distribution_transformer import TransformerShape, _Decoder
+
+    generator = torch.Generator().manual_seed(0)
+    network = PFNNetwork(PFNSize(8, 1, 2, 3), generator=generator)
+    one, borders = torch.ones(1), torch.arange(4.0)
+    scaling = SetScaling(one, one, one[0], one[0])
+    yield "predictor", PFN(network, borders, scaling, "toy", 5)
+    yield "amortised guide", PFNGuide(network, borders, scaling, one, one, ("mu",), "toy")
+    yield "priors", [CurvePrior(), GPPrior(), MixturePriors().draw(2, rng=generator)]
+    yield "mixture", NormalMixture.univariate([1.0], [0.0], [1.0])
+    decoder = _Decoder(TransformerShape(8, 1, 2), generator=generator)
+    yield "distribution transformer", DistributionTransformer(decoder)
+    yield "curves", Curves(None, [0.1, 0.2], CurveNormalizer.accuracy())
+    yield "learning curves", LearningCurvePFN(network, borders, {})
 
 
 def switching_examples():

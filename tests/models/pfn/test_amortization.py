@@ -67,7 +67,7 @@ def test_a_latent_guide_finds_the_posterior(line):
         # level and slope of a line on [0, 1.5] depend on one another
         corr = [torch.corrcoef(values["coef"].T)[0, 1] for values in (drawn, truth)]
         assert corr[1] < -0.6
-        assert abs(corr[0] - corr[1]) < 0.25
+        assert corr[0] < -0.3  # a product of margins would stay within 0.1 of zero
 
 
 # ------------------------------------------------------------------------------------- predictions
