@@ -14,6 +14,12 @@ from probkit.models.funbat.masks import (
 )
 from probkit.models.funbat.model import Factor, FunBaT
 from probkit.models.funbat.noise import GaussianNoise, Noise, StudentTNoise
+from probkit.models.funbat.prior import factor_prior, funbat_program
+from probkit.models.funbat.selection import (
+    StructureChoice,
+    choose_structure,
+    score_predictions,
+)
 from probkit.models.funbat.warps import LogWarp, Warped
 
 __all__ = [
@@ -26,11 +32,16 @@ __all__ = [
     "Noise",
     "PoissonNoise",
     "StudentTNoise",
+    "StructureChoice",
     "TensorData",
     "Warped",
     "additive",
+    "choose_structure",
+    "factor_prior",
     "full_terms",
+    "funbat_program",
     "interactions",
     "main_effects",
     "masked_terms",
+    "score_predictions",
 ]

@@ -23,7 +23,7 @@ from probkit.models.funbat.model import FunBaT
 from probkit.models.funbat.noise import GaussianNoise, StudentTNoise
 from probkit.numerics import safe_cholesky
 
-__all__ = ["factor_prior", "multilinear", "pyro_program"]
+__all__ = ["factor_prior", "multilinear", "funbat_program"]
 
 
 def factor_prior(model: FunBaT, data: Any, mode: int) -> dist.MultivariateNormal:
@@ -96,7 +96,7 @@ def _fill(seen: Tensor, varies: Tensor) -> Tensor:
     return torch.where(varies, seen[..., place], torch.ones_like(seen[..., :1]))
 
 
-def pyro_program(model: FunBaT, data: Any) -> tuple[Callable[..., Tensor], dict[str, Tensor]]:
+def funbat_program(model: FunBaT, data: Any) -> tuple[Callable[..., Tensor], dict[str, Tensor]]:
     """Write the model as a Pyro program with standard normal latents.
 
     Length scales and variances are those of the model's kernels (message passing keeps them with
@@ -117,15 +117,15 @@ def pyro_program(model: FunBaT, data: Any) -> tuple[Callable[..., Tensor], dict[
 
     Example:
         >>> import probkit as pk
-        >>> program, data = pyro_program(FunBaT(1), ([[0.0, 0.5], [1.0, 0.5]], [1.0, 2.0]))
+        >>> program, data = funbat_program(FunBaT(1), ([[0.0, 0.5], [1.0, 0.5]], [1.0, 2.0]))
         >>> sorted(pk.FromPyro(program).sites(data))
         ['core', 'noise_precision', 'white_1', 'white_2']
     """
     if model.warp is not None:
-        raise CapabilityError("pyro_program knows no warp; transform y and leave warp=None")
+        raise CapabilityError("funbat_program knows no warp; transform y and leave warp=None")
     noise = model.noise_model
     if not isinstance(noise, GaussianNoise | StudentTNoise | BernoulliNoise | PoissonNoise):
-        raise CapabilityError(f"pyro_program knows no likelihood {type(noise).__name__}")
+        raise CapabilityError(f"funbat_program knows no likelihood {type(noise).__name__}")
     whole = model.prepare(data)
     frame = model._frame(whole)
     layout = model.layout(whole, {"frame": frame})

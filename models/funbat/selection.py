@@ -111,12 +111,12 @@ def choose_structure(
         rows[name] = pd.DataFrame(parts).mean()
     scores = pd.DataFrame(rows).T.sort_values(criterion, kind="stable", na_position="last")
     best = str(scores.index[0])
-    if not math.isfinite(float(scores.loc[best, criterion])):
+    if not math.isfinite(float(scores[criterion].iloc[0])):
         raise DataError(f"choose_structure: no candidate has a finite {criterion}")
-    post = None
-    if refit:
-        post = _fit(candidates[best], whole, options, seeds, stream(root, "final"))
-    return StructureChoice(best, candidates[best], scores, post)
+    if not refit:
+        return StructureChoice(best, candidates[best], scores, None)
+    final = _fit(candidates[best], whole, options, seeds, stream(root, "final"))
+    return StructureChoice(best, candidates[best], scores, final)
 
 
 def score_predictions(prediction: Predictive, y: Tensor) -> dict[str, float]:

@@ -23,7 +23,7 @@ from probkit.models.funbat import (
     additive,
 )
 from probkit.models.funbat.likelihoods import BernoulliNoise, PoissonNoise
-from probkit.models.funbat.prior import factor_prior, multilinear, pyro_program
+from probkit.models.funbat.prior import factor_prior, funbat_program, multilinear
 
 F64 = torch.float64
 
@@ -92,7 +92,7 @@ def test_the_density_of_the_program(
     if not site:
         data = TensorData(data.index, (data.y > 0.5).double())
     model = FunBaT((2, 1), kernels=Matern(1.5, 0.4), noise=noise)
-    program, inputs = pyro_program(model, data)
+    program, inputs = funbat_program(model, data)
     wrapped = pk.FromPyro(program)
     shapes = {name: one.shape for name, one in wrapped.sites(inputs).items()}
     assert shapes == {
@@ -128,14 +128,14 @@ def test_the_density_of_the_program(
 
 def test_what_has_no_program(generator: torch.Generator) -> None:
     data = small_data(generator)
-    with pytest.raises(CapabilityError, match="pyro_program knows no warp"):
-        pyro_program(FunBaT(1, warp=LogWarp()), data)
+    with pytest.raises(CapabilityError, match="funbat_program knows no warp"):
+        funbat_program(FunBaT(1, warp=LogWarp()), data)
 
     class Other(GaussianNoise.__mro__[1]):  # type: ignore[misc]
         """A likelihood of someone else's."""
 
     with pytest.raises(CapabilityError, match="knows no likelihood Other"):
-        pyro_program(FunBaT(1, noise=Other()), data)
+        funbat_program(FunBaT(1, noise=Other()), data)
 
 
 def nuts_moments(program_data: tuple, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -164,7 +164,7 @@ def test_nuts_confirms_message_passing(kind: str, generator: torch.Generator) ->
         learn_hyperparameters=False,
     )
     fast = pk.infer(model, data, MessagePassing(restarts=3), rng=0)
-    program, inputs = pyro_program(model, data)
+    program, inputs = funbat_program(model, data)
     slow = pk.infer(pk.FromPyro(program), inputs, NUTS(draws=400, warmup=300), rng=1, chains=4)
     cells = torch.cartesian_prod(torch.arange(data.sizes[0]), torch.arange(data.sizes[1]))
     u, v = (
