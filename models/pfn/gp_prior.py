@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from probkit.model import Model, Site, Values
 from probkit.numerics import safe_cholesky
 from probkit.rng import Rng, draw_count, scope, seed_of, stream
 
-__all__ = ["GPPrior"]
+__all__ = ["SURROGATE_PRIOR", "GPPrior", "process_scores"]
 
 _MATERN = math.sqrt(5.0)
 
@@ -171,3 +171,53 @@ def _between(value: float | tuple[float, float], n: int, generator: torch.Genera
         return torch.full((n,), float(value))
     low, high = (math.log(v) for v in value)
     return (low + (high - low) * torch.rand(n, generator=generator)).exp()
+
+
+SURROGATE_PRIOR = GPPrior(
+    rows=48,
+    features=6,
+    fewest_features=1,
+    kernel="matern52",
+    lengthscale=None,
+    noise_var=(1e-4, 1e-1),
+)
+"""The prior of the surrogate that the package ships: inputs in the unit cube, up to six of them."""
+
+
+@torch.no_grad()
+def process_scores(
+    net: Any,
+    prior: GPPrior,
+    *,
+    rng: Rng,
+    observed: Sequence[int] = (2, 5, 10, 20, 40),
+    sets: int = 2000,
+) -> dict[str, dict[str, float]]:
+    """Score a network beside exact predictions that know the hyper-parameters.
+
+    No network can reach those where the hyper-parameters vary, for it has to infer them.
+
+    Args:
+        net: A :class:`~probkit.models.pfn.PFN`.
+        prior: Where data sets come from.
+        rng: Seed of the data sets.
+        observed: Rows observed.
+        sets: Number of data sets.
+
+    Returns:
+        By rows observed the mean log density of the other rows under the network ("network") and
+        under the exact process ("known hyper-parameters"), and the coverage of 90 % intervals.
+    """
+    values, (x, y) = prior.sample_dataset(sets, rng=rng)
+    found: dict[str, dict[str, float]] = {
+        name: {} for name in ("network", "known hyper-parameters", "coverage 0.9")
+    }
+    for n in observed:
+        law = net.predict_sets(x[:, :n], y[:, :n], x[:, n:])
+        exact = prior.exact(values, x[:, :n], y[:, :n], x[:, n:])
+        inside = ((law.cdf(y[:, n:]) - 0.5).abs() <= 0.45).double().mean()
+        found["network"][str(n)] = round(float(law.log_prob(y[:, n:]).double().mean()), 4)
+        known = exact.log_prob(y[:, n:].double()).mean()
+        found["known hyper-parameters"][str(n)] = round(float(known), 4)
+        found["coverage 0.9"][str(n)] = round(float(inside), 4)
+    return found

@@ -1,7 +1,8 @@
 """Train weights from the command line: ``python -m probkit.models.pfn.train curves``.
 
-The defaults reproduce the file that the package ships, bit for bit on the same processor with one
-thread (``OMP_NUM_THREADS=1``); a run that is stopped continues when the command is given again.
+``curves`` is the learning-curve network, ``processes`` the Gaussian-process surrogate. The defaults
+reproduce the files that the package ships, bit for bit on the same processor with one thread
+(``OMP_NUM_THREADS=1``); a run that is stopped continues when the command is given again.
 """
 
 from __future__ import annotations
@@ -15,21 +16,24 @@ from pathlib import Path
 import torch
 
 from probkit._version import __version__
+from probkit.models.pfn.amortization import amortize
 from probkit.models.pfn.curve_prior import CurvePrior
+from probkit.models.pfn.curve_scores import curve_scores
 from probkit.models.pfn.curve_task import (
     EPOCH_FEATURES,
     METRIC_FEATURES,
     CurveTask,
     curve_borders,
 )
-from probkit.models.pfn.curve_scores import curve_scores
+from probkit.models.pfn.gp_prior import SURROGATE_PRIOR, process_scores
 from probkit.models.pfn.network import SIZES, PFNNetwork, PFNSize
+from probkit.models.pfn.predictor import PFN, with_card
 from probkit.models.pfn.training import TrainingPlan, train
 from probkit.models.pfn.weight_files import WeightFile, save_weights
 from probkit.rng import stream
 from probkit.sampler import Info
 
-__all__ = ["main", "train_curves"]
+__all__ = ["main", "train_curves", "train_processes"]
 
 _HELD_OUT = 20_231
 # mean log density by cut after ten million curves, Adriaensen et al. (2023), table 3
@@ -107,6 +111,47 @@ def train_curves(
     return file
 
 
+def train_processes(
+    out: Path,
+    plan: TrainingPlan,
+    *,
+    size: PFNSize,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    report: bool = False,
+) -> PFN:
+    """Train a surrogate on Gaussian processes of one to six inputs and write its weight file.
+
+    Args:
+        out: The weight file to write.
+        plan: Length and speed of the training.
+        size: Shape of the network.
+        seed: Of borders, starting weights and data.
+        checkpoint: Where the run is saved while it lasts; beside ``out`` by default.
+        report: Print the loss as it falls.
+    """
+    net = amortize(
+        SURROGATE_PRIOR,
+        size,
+        plan=plan,
+        bars=size.bars,
+        octaves=(2, 4),
+        rng=seed,
+        checkpoint=checkpoint or out.with_suffix(".checkpoint.safetensors"),
+        callbacks=(_report,) if report else (),
+    )
+    net = with_card(
+        net,
+        name="Gaussian processes",
+        use="a surrogate for Bayesian optimization in the unit cube, up to six inputs",
+        command="OMP_NUM_THREADS=1 python -m probkit.models.pfn.train processes",
+        measured=process_scores(net, SURROGATE_PRIOR, rng=_HELD_OUT),
+        license="Apache-2.0",
+    )
+    net.save(out)
+    return net
+
+
 def _report(info: Info) -> None:
     if (info.step // 32) % 10 == 0 or info.done:
         sys.stdout.write(
@@ -119,8 +164,8 @@ def _report(info: Info) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m probkit.models.pfn.train")
-    parser.add_argument("prior", choices=["curves"])
-    parser.add_argument("--out", type=Path, default=Path("curves.safetensors"))
+    parser.add_argument("prior", choices=["curves", "processes"])
+    parser.add_argument("--out", type=Path, help="weight file; <prior>.safetensors by default")
     parser.add_argument("--size", choices=list(SIZES), default="small")
     parser.add_argument("--bars", type=int, default=500)
     parser.add_argument("--steps", type=int, default=11_500)
@@ -143,8 +188,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         compile=given.compile,
         device=given.device,
     )
+    out = given.out or Path(f"{given.prior}.safetensors")
+    if given.prior == "processes":
+        size = PFNSize(width, layers, heads, given.bars)
+        train_processes(out, plan, size=size, seed=given.seed, report=True)
+        return
     size = PFNSize(width, layers, heads, given.bars, EPOCH_FEATURES, METRIC_FEATURES)
-    train_curves(given.out, plan, size=size, queries=given.queries, seed=given.seed, report=True)
+    train_curves(out, plan, size=size, queries=given.queries, seed=given.seed, report=True)
 
 
 if __name__ == "__main__":
