@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PFN"]
 
+SHIPPED_SURROGATE = Path(__file__).with_name("weights") / "processes.safetensors"
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PFN(Model):
@@ -146,7 +148,7 @@ class PFN(Model):
         if joint:
             raise CapabilityError(
                 "a PFN's rows are marginal: their joint law has no closed form; use joint=False, "
-                "or sample_jointly to draw from it"
+                "sample_jointly to draw from it, or net.to_botorch(x, y) for BoTorch"
             )
         state = _state_of(post)
         new = inputs(x, self.features)
@@ -245,16 +247,18 @@ class PFN(Model):
         save_weights(path, self._as_file())
 
     @classmethod
-    def load(cls, path: str | Path, *, prior: str | None = None) -> PFN:
+    def load(cls, path: str | Path | None = None, *, prior: str | None = None) -> PFN:
         """Read a weight file.
 
         Args:
-            path: What :meth:`save` wrote.
+            path: What :meth:`save` wrote; None takes the Gaussian-process surrogate that the
+                package ships (unit cube, up to six inputs).
             prior: The prior that it must belong to; None takes any.
 
         Raises:
             DataError: It is no such file, or of another prior or format.
         """
+        path = path or SHIPPED_SURROGATE
         return cls._from_file(load_weights(path, prior=prior), str(path))
 
     def _as_file(self) -> WeightFile:

@@ -186,3 +186,27 @@ def test_bad_input(briefly):
         NormalMixture(torch.zeros(1), torch.zeros(1, 2), torch.eye(2)[None]).cdf(torch.zeros(2))
     with pytest.raises(DataError, match="layers: expected a whole number"):
         TransformerShape(layers=0)
+
+
+def test_latents_of_several_dimensions():
+    """The mean and the log variance of normal observations, under correlated priors."""
+
+    class MeanAndVariance:
+        version, coordinates, features = "mean and variance", 2, 1
+
+        def simulate(self, latent, rows, *, rng):
+            noise = torch.randn(*latent.shape[:-1], rows, 1, generator=rng)
+            return latent[..., None, :1] + (0.5 * latent[..., None, 1:]).exp() * noise
+
+    priors = MixturePriors(components=3, coordinates=2)
+    net = train_distribution_transformer(
+        MeanAndVariance(), priors, TransformerShape(32, 1, 4), steps=200, batch=32, rng=0
+    )
+    prior = priors.draw(2, rng=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        read, _ = net.network(prior, torch.zeros(2, 0, 1))
+    assert (read.mean - prior.mean).abs().max() < 0.5  # the prior as the network reads it
+    law = net.posteriors(prior, torch.full((2, 15, 1), 1.0))
+    assert law.scale_tril.shape == (2, 3, 2, 2)
+    assert law.scale_tril.isfinite().all()
+    assert law.log_prob(law.mean).isfinite().all()
