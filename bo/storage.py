@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,6 +35,9 @@ __all__ = ["SCHEMA", "Storage"]
 
 SCHEMA = 2
 """Version of the schema; databases of this and every earlier version can be opened."""
+
+#: Key of the lock under which tables and studies are created on a server.
+_LOCK = 0x70726F626B6974
 
 _metadata = sa.MetaData()
 
@@ -148,6 +152,7 @@ class Storage:
         self._engine = _engine(self.url)
         self._lock = threading.RLock()  # the one connection of a database in memory
         self._id: int | None = None
+        weakref.finalize(self, self._engine.dispose)
         try:
             self._prepare()
         except sa.exc.DBAPIError as error:
@@ -170,10 +175,16 @@ class Storage:
         with self._lock, self._engine.connect() as connection:
             writer = connection.execution_options(probkit_writing=True)
             with writer.begin():
-                if self._id is not None:
-                    own = sa.select(_studies.c.id).where(_studies.c.id == self._id)
-                    writer.execute(own.with_for_update())
+                self._exclude_others(writer)
                 yield writer
+
+    def _exclude_others(self, writer: Connection) -> None:
+        """Wait for the lock of the study, or of all while it is unknown; SQLite has its own."""
+        if self._id is not None:
+            own = sa.select(_studies.c.id).where(_studies.c.id == self._id)
+            writer.execute(own.with_for_update())
+        elif self.url.get_backend_name() == "postgresql":
+            writer.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
 
     def _prepare(self) -> None:
         """Create the tables, or bring them to the present version."""

@@ -393,12 +393,8 @@ class Study:
             objective, next_trials(), executor=executor, workers=workers, retries=retries
         ):
             told = self._tell_evaluated(trial, found)
-            if found.status == "failed" and not isinstance(found.exception, catch or ()):
-                if found.exception is not None or found.error is None or not catch:
-                    failure, stopped = failure or found, True
-                    if executor is None:
-                        break
-                    continue
+            if found.status == "failed" and not _is_caught(found, catch):
+                failure, stopped = failure or found, True  # what runs is still told
             if callback is not None and callback(self, told):
                 stopped = True
         if failure is not None:
@@ -593,6 +589,13 @@ class Study:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat()
+
+
+def _is_caught(found: Evaluated, catch: Any) -> bool:
+    """Whether the search goes on; what could not be sent back is caught by any ``catch``."""
+    if found.exception is None:
+        return bool(catch)
+    return isinstance(found.exception, catch)
 
 
 def _is_dominated(point: Sequence[float], others: Iterable[Sequence[float]]) -> bool:
