@@ -100,4 +100,3 @@ class TrajectoryGuide:
 def _first(law: Distribution) -> Distribution:
     """The only copy of a law [copy]."""
     return select(law, 0)
-

@@ -7,19 +7,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+import pandas as pd
 import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
-from torch.distributions import Distribution, Normal, constraints
+from torch.distributions import Distribution, MultivariateNormal, Normal, constraints
 
+from probkit.data import as_tensor
+from probkit.distributions import select
 from probkit.errors import CapabilityError, DataError
 from probkit.files import storable
 from probkit.inference.message_passing import GaussianObservations, kalman_log_evidence
-from probkit.inference.passing import MessagePassing, select_copy, stack_copies
+from probkit.inference.passing import MessagePassing, stack_copies
 from probkit.kernels.state_space import Matern, StateSpace, state_space
-from probkit.model import Model, Site, Values
+from probkit.model import Model, Site
 from probkit.models.funbat.data import TensorData, as_index
-from probkit.models.funbat.grids import Grid, locate
+from probkit.models.funbat.grids import Grid
 from probkit.models.funbat.guide import TrajectoryGuide
 from probkit.models.funbat.hyper import HyperPrior
 from probkit.models.funbat.likelihoods import BernoulliNoise, PoissonNoise
@@ -28,6 +31,7 @@ from probkit.models.funbat.noise import GaussianNoise, Noise, StudentTNoise
 from probkit.models.funbat.pairs import pairs_of
 from probkit.models.funbat.prediction import latent_moments, smooth_at
 from probkit.models.funbat.smoothing import make_chain
+from probkit.models.funbat.surface import joint_law, joint_moments
 from probkit.models.funbat.sweeps import Layout, start, sweep
 from probkit.models.funbat.warps import LogWarp, warped
 from probkit.posterior import Posterior
@@ -380,7 +384,7 @@ class FunBaT(Model):
         if site not in (None, "f"):
             raise CapabilityError(f"FunBaT predicts site None (a new y) or 'f', got {site!r}")
         if joint:
-            raise CapabilityError("FunBaT predicts entry by entry; use post.sample for paths")
+            return self._predict_jointly(post, x, new=site is None)
         data = post.context.data
         state, layout = self._fits(post)
         points = self._scaled(as_index(x, data.names), state["frame"])
@@ -391,10 +395,29 @@ class FunBaT(Model):
             law = self.noise_model.law(state["noise"], mean, variance)
         return self._predictive(law, state["frame"])
 
+    def _predict_jointly(self, post: Posterior, x: Any, *, new: bool) -> Predictive:
+        """The normal law of f (or y) at index [*batch, q, mode] with its joint moments under q."""
+        if self.warp is not None:
+            raise CapabilityError("a warped surface is not normal; take warp=None, or joint=False")
+        data = post.context.data
+        state, layout = self._fits(post)
+        x = as_tensor(x, name="index") if not isinstance(x, TensorData | pd.DataFrame) else x
+        lead = x.shape[:-1] if isinstance(x, Tensor) else (len(x),)
+        flat = x.reshape(-1, x.shape[-1]) if isinstance(x, Tensor) else x
+        points = self._scaled(as_index(flat, data.names), state["frame"]).to(layout.y)
+        mean, cov = joint_moments(layout, state, points.reshape(*lead, -1))
+        offset, scale = state["frame"]["offset"], state["frame"]["scale"]
+        law = joint_law(self.noise_model, state["noise"], mean, cov, new=new)
+        law = MultivariateNormal(
+            offset + scale * law.loc, scale_tril=scale * law.scale_tril, validate_args=False
+        )
+        dims = ("entry",) if len(lead) == 1 else ()
+        if len(law.loc) == 1:
+            return Analytic(select(law, 0), dims)
+        return Mixture(law, torch.zeros(len(law.loc), dtype=law.loc.dtype), dims)
+
     def _predictive(self, law: Distribution, frame: Mapping[str, Any]) -> Predictive:
         """Map a law [copy, entry] to the units of y and average over copies."""
-        from probkit.distributions import select
-
         law = _affine(law, frame["offset"], frame["scale"])
         copies = law.batch_shape[0]
         base: Analytic | Mixture

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -115,7 +115,7 @@ class _PrecisionNoise:
 
     @property
     def standardise(self) -> bool:
-        """y may be shifted and scaled."""
+        """Y may be shifted and scaled."""
         return True
 
     def check(self, y: Tensor) -> None:

@@ -48,7 +48,7 @@ def unpack(packed: Tensor, r: int) -> Tensor:
 
 
 def outer_pairs(v: Tensor) -> Tensor:
-    """v v' packed, [*, r] -> [*, pair]."""
+    """V v' packed, [*, r] -> [*, pair]."""
     pairs = pairs_of(v.shape[-1])
     return v[..., pairs.first] * v[..., pairs.second]
 

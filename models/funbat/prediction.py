@@ -20,7 +20,9 @@ from probkit.tree import Tree
 __all__ = ["latent_moments", "smooth_at"]
 
 
-def smooth_at(layout: Layout, mode: dict[str, Any], k: int, points: Tensor) -> tuple[Smoothed, Grid]:
+def smooth_at(
+    layout: Layout, mode: dict[str, Any], k: int, points: Tensor
+) -> tuple[Smoothed, Grid]:
     """Smooth mode k with scaled points [entry] put in.
 
     Returns:

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from probkit.inference.message_passing import (
+    KalmanFilter,
     MarkovPrior,
     NaturalSites,
+    kalman_two_pass,
     markov_prior,
     smooth_sites,
 )
@@ -30,6 +32,8 @@ class Smoothed(NamedTuple):
         state_mean: E[z] [copy, point, r s].
         state_cov: Cov[z] [copy, point, r s, r s].
         cross_cov: Cov[z_(t+1), z_t] [copy, point - 1, r s, r s].
+        filtered: The forward pass, where the chain was too badly conditioned for precisions; else
+            None.
     """
 
     log_z: Tensor
@@ -38,6 +42,7 @@ class Smoothed(NamedTuple):
     state_mean: Tensor
     state_cov: Tensor
     cross_cov: Tensor
+    filtered: KalmanFilter | None
 
 
 def make_chain(space: StateSpace, grid: Grid, log_hyper: Tensor) -> MarkovPrior:
@@ -60,10 +65,21 @@ def make_chain(space: StateSpace, grid: Grid, log_hyper: Tensor) -> MarkovPrior:
 def smooth(chain: MarkovPrior, eta: Tensor, precision: Tensor, *, cross: bool = True) -> Smoothed:
     """Combine the prior with sites eta [copy, point, r] and packed Lam [copy, point, pair].
 
-    ``cross=False`` leaves ``cross_cov`` empty, which only learning needs.
+    ``cross=False`` leaves out ``cross_cov`` and ``filtered``, which only learning needs.
     """
     sites = NaturalSites(eta, unpack(precision, eta.shape[-1]))
-    result = smooth_sites(chain, sites, cross=cross)
+    filtered = None
+    if cross and chain.precision is None:
+        filtered, result = kalman_two_pass(
+            torch.zeros_like(chain.initial_cov[..., 0]),
+            chain.initial_cov,
+            chain.transition,
+            chain.noise,
+            sites,
+            observation=chain.observation,
+        )
+    else:
+        result = smooth_sites(chain, sites, cross=cross)
     H = chain.observation
     return Smoothed(
         result.log_evidence,
@@ -72,4 +88,5 @@ def smooth(chain: MarkovPrior, eta: Tensor, precision: Tensor, *, cross: bool = 
         result.mean,
         result.cov,
         result.cross_cov,
+        filtered,
     )

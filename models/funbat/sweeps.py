@@ -27,7 +27,16 @@ from probkit.models.funbat.contraction import (
     table,
 )
 from probkit.models.funbat.grids import Grid
-from probkit.models.funbat.hyper import HyperPrior, Statistics, improve_hyper, statistics
+from probkit.models.funbat.hyper import (
+    FIRST_STEP,
+    Climb,
+    HyperPrior,
+    Sensitivity,
+    gradient,
+    propose,
+    sensitivity,
+    settle,
+)
 from probkit.models.funbat.noise import Noise
 from probkit.models.funbat.pairs import outer_pairs, pairs_of, unpack
 from probkit.models.funbat.smoothing import make_chain, smooth
@@ -132,7 +141,8 @@ def _start_mode(layout: Layout, k: int, rngs: Sequence[torch.Generator]) -> dict
         "hyper": hyper,
         "log_z": like.new_zeros(copies),
         "divergence": like.new_zeros(copies),
-        "moments": None,
+        "slopes": None,
+        "climb": list(Climb(torch.full_like(hyper, FIRST_STEP), torch.zeros_like(hyper))),
     }
 
 
@@ -172,42 +182,76 @@ def _update_mode(
     keep: float,
     number: int,
 ) -> dict[str, Any]:
-    """Hyper-parameters given the present factor, then sites, then the factor."""
-    space, grid = layout.spaces[k], layout.grids[k]
-    hyper = mode["hyper"]
-    if mode["moments"] is not None:
-        hyper = improve_hyper(
-            space,
-            grid,
-            hyper,
-            space.log_hyper.to(hyper),
-            layout.hyper_prior,
-            Statistics(*mode["moments"]),
-        )
+    """Sites from the other modes; then hyper-parameters and factor given the sites."""
     eta, lam = mode_messages(tables, layout.index, k, core, layout.ranks, precision, linear)
     eta, lam = free_part(eta, lam, layout.free[k])
     if keep:
         eta = torch.lerp(eta, mode["eta"], keep)
         lam = torch.lerp(lam, mode["precision"], keep)
-    result = smooth(make_chain(space, grid, hyper), eta, lam)
+    learning = layout.learn and number >= layout.learn_from
+    if learning and mode["slopes"] is not None:
+        fit = _learn(layout, mode, k, eta, lam)
+    else:
+        fit = _fit_mode(layout, k, eta, lam, mode["hyper"], learning)
+        fit["climb"] = mode["climb"]
+    return {"eta": eta, "precision": lam, **fit}
+
+
+def _fit_mode(
+    layout: Layout, k: int, eta: Tensor, lam: Tensor, hyper: Tensor, learning: bool
+) -> dict[str, Any]:
+    """The factor of mode k given sites and hyper-parameters, and its part of the bound."""
+    space, grid = layout.spaces[k], layout.grids[k]
+    chain = make_chain(space, grid, hyper)
+    result = smooth(chain, eta, lam, cross=learning)
     second = result.cov + outer_pairs(result.mean)
     weight = pairs_of(eta.shape[-1]).weight.to(eta)
     fit = (eta * result.mean).sum((-2, -1)) - (lam * second @ weight).sum(-1) / 2
     divergence = fit - result.log_z
-    learning = layout.learn and number >= layout.learn_from
     if layout.learn:
         centre = space.log_hyper.to(hyper)
         divergence = divergence - layout.hyper_prior.log_density(hyper, centre).sum(-1)
     return {
-        "eta": eta,
-        "precision": lam,
         "mean": result.mean,
         "cov": result.cov,
         "hyper": hyper,
         "log_z": result.log_z,
         "divergence": divergence,
-        "moments": list(statistics(result, grid, eta.shape[-1])) if learning else None,
+        "slopes": list(sensitivity(space, grid, hyper, chain, result)) if learning else None,
     }
+
+
+def _learn(
+    layout: Layout, mode: dict[str, Any], k: int, eta: Tensor, lam: Tensor
+) -> dict[str, Any]:
+    """Try a step of the hyper-parameters; each copy keeps it where log Z + log prior rises.
+
+    With the sites fixed that is the whole change of the bound, so learning never lowers it.
+    """
+    space, hyper = layout.spaces[k], mode["hyper"]
+    centre, prior = space.log_hyper.to(hyper), layout.hyper_prior
+    slope = gradient(space, layout.grids[k], hyper, centre, prior, Sensitivity(*mode["slopes"]))
+    moved, climb = propose(space, hyper, slope, Climb(*mode["climb"]))
+    old = _fit_mode(layout, k, eta, lam, hyper, True)
+    new = _fit_mode(layout, k, eta, lam, moved, True)
+
+    def height(fit: dict[str, Any]) -> Tensor:
+        return fit["log_z"] + prior.log_density(fit["hyper"], centre).sum(-1)
+
+    accepted = height(new) >= height(old)
+    chosen = choose_copies(accepted, new, old)
+    return {**chosen, "climb": list(settle(climb, accepted))}
+
+
+def choose_copies(which: Tensor, first: Tree, second: Tree) -> Tree:
+    """Take each copy from the first tree where ``which`` [copy] is True, else from the second."""
+    if isinstance(first, Tensor):
+        return torch.where(which.reshape(-1, *[1] * (first.ndim - 1)), first, second)
+    if isinstance(first, dict):
+        return {key: choose_copies(which, first[key], second[key]) for key in first}
+    if isinstance(first, list):
+        return [choose_copies(which, a, b) for a, b in zip(first, second, strict=True)]
+    return first
 
 
 def free_part(eta: Tensor, lam: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:

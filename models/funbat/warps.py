@@ -61,7 +61,7 @@ class LogWarp:
         return self.lower, self.margin
 
     def forward(self, y: Tensor) -> Tensor:
-        """z of y [*].
+        """Z of y [*].
 
         Raises:
             DataError: A value at or below ``lower - margin``.
@@ -78,12 +78,12 @@ class LogWarp:
         return shifted.log()
 
     def inverse(self, z: Tensor) -> Tensor:
-        """y of z [*]."""
+        """Y of z [*]."""
         lower, margin = self._numbers()
         return z.exp() + (lower - margin)
 
     def log_derivative(self, y: Tensor) -> Tensor:
-        """log dz/dy [*]."""
+        """Log dz/dy [*]."""
         return -self.forward(y)
 
     def normal_moments(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:

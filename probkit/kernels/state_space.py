@@ -384,8 +384,8 @@ def state_space(kernel: _Kernel) -> StateSpace:
         return StateSpace(scaled.parts, scaled.log_hyper + shift)
     if isinstance(kernel, _Stationary) and kernel.lengthscale.numel() > 1:
         raise CapabilityError(
-            f"a batch of {type(kernel).__name__} kernels {tuple(kernel._batch_shape)} is no process "
-            "of one input; pass them one by one"
+            f"a batch of {type(kernel).__name__} kernels {tuple(kernel._batch_shape)} is not one "
+            "process; pass them one by one"
         )
     if isinstance(kernel, Matern):
         part = StateSpacePart("matern", nu=kernel.nu)
@@ -471,13 +471,24 @@ def _matrix(rows: Sequence[Sequence[Tensor]]) -> Tensor:
 
 
 def _harmonic_variances(log_lengthscale: Tensor, harmonics: int) -> Tensor:
-    """Variances [*batch, state] of the constant and of both entries of each oscillator."""
-    argument = (-2 * log_lengthscale).exp().detach().cpu().numpy()
-    weights = [torch.as_tensor(ive(j, argument)) * (1 if j == 0 else 2) for j in range(harmonics)]
-    rest = 1 - sum(weights)
-    variances = [w.to(log_lengthscale) for w in (*weights, rest)]
+    """Variances [*batch, state] of the constant and of both entries of each oscillator.
+
+    Harmonic j of the kernel has the weight 2 e^{-a} I_j(a), a = 1 / l^2 (the constant half of it).
+    """
+    argument = (-2 * log_lengthscale).exp()
+    weights = [_scaled_bessel(j, argument) * (1 if j == 0 else 2) for j in range(harmonics)]
+    rest = 1 - torch.stack(weights).sum(0)
+    variances = [*weights, rest]
     doubled = [variances[0]] + [v for v in variances[1:] for _ in range(2)]
     return torch.stack(doubled, -1).clamp_min(1e-12)
+
+
+def _scaled_bessel(order: int, a: Tensor) -> Tensor:
+    """e^{-a} I_order(a), with its first derivative."""
+    at = a.detach().cpu().numpy()
+    value = torch.as_tensor(ive(order, at)).to(a)
+    slope = torch.as_tensor((ive(abs(order - 1), at) + ive(order + 1, at)) / 2).to(a) - value
+    return value + slope * (a - a.detach())
 
 
 def _rotations(gaps: Tensor, period: float, harmonics: int) -> Tensor:
