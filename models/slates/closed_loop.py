@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from probkit.inference import SVI
     from probkit.posterior import Posterior
 
-__all__ = ["LoopResult", "Refit", "closed_loop"]
+__all__ = ["LoopResult", "Refit", "closed_loop", "newcomer_loop"]
 
 Learner = Callable[..., Any]
 
@@ -82,7 +82,7 @@ class Refit:
 
 def closed_loop(
     place: MarketPlace,
-    policy: SlatePolicy | Sequence[SlatePolicy],
+    policy: SlatePolicy,
     learn: Learner,
     *,
     rounds: int,
@@ -92,11 +92,11 @@ def closed_loop(
     rng: Rng,
     report: Callable[[int, float], None] | None = None,
 ) -> LoopResult:
-    """Show every user one slate a round, and learn from the clicks before the next round.
+    """Show the same users one slate a round, and learn from all clicks before the next round.
 
     Args:
         place: The market place; its users answer.
-        policy: The policy, or one for each round (the last stays).
+        policy: The policy.
         learn: ``learn(log, last, rng=)`` returns the posterior given the log so far; ``last`` is
             the posterior of the round before, None at first. See :class:`Refit`.
         rounds: Rounds.
@@ -107,46 +107,162 @@ def closed_loop(
         report: Called with the round and its click rate.
 
     Raises:
-        DataError: The log is not of the market place's users, or holds fewer than one step.
+        DataError: The log is not of the market place's users.
     """
-    if start.users != place.users or start.slots != size + 1:
+    _check(rounds, size, start)
+    if start.users != place.users:
         raise DataError(
-            f"closed_loop: expected a first log of {place.users} users and slates of {size} items, "
-            f"got {start.users} users and {start.slots - 1} items"
+            f"closed_loop: expected a first log of the {place.users} users of the market place, "
+            f"got {start.users}"
         )
-    if rounds < 1:
-        raise DataError(f"closed_loop: expected rounds >= 1, got {rounds}")
     seed = seed_of(rng)
     answers = stream(seed, "answers")
-    policies = [policy] if not isinstance(policy, Sequence) else list(policy)
-    slates, slots = start.slate[..., 1:].long(), start.click_idx.long()
+    visit = _Visit(place, policy, size, candidates, answers)
     state = place.states(start.click.long())[:, -1]
-    post, log = None, start
-    rows: list[tuple[float, float, float, float]] = []
+    post, log, rows = None, start, []
     for number in range(rounds):
         post = learn(log, post, rng=stream(seed, "learn", number))
-        now = policies[min(number, len(policies) - 1)]
+        users = torch.arange(place.users)
+        shown, slot, row = visit(post, log, users, state, stream(seed, "choose", number))
+        state = place.moved(state, shown, slot)
+        slates = torch.cat([log.slate[..., 1:].long(), shown[:, None]], 1)
+        log = place.as_log(slates, torch.cat([log.click_idx.long(), slot[:, None]], 1))
+        rows.append(row)
+        if report is not None:
+            report(number, row[1])
+    return _result(rows, log, post)
+
+
+def newcomer_loop(
+    place: MarketPlace,
+    policy: SlatePolicy,
+    learn: Learner,
+    *,
+    rounds: int,
+    size: int,
+    start: SlateLog,
+    candidates: Any = None,
+    rng: Rng,
+    report: Callable[[int, float], None] | None = None,
+) -> LoopResult:
+    """Serve new users in every round, and learn from all clicks before the next ones come.
+
+    A round's users come once, without a history, and see as many slates as there are steps in the
+    first log. What a policy learns of items, it learns from what it dares to show to strangers.
+
+    Args:
+        place: The market place: users of the first log, then equal shares for the rounds.
+        policy: The policy.
+        learn: As for :func:`closed_loop`; the guide must serve users it has not seen.
+        rounds: Rounds.
+        size: Items in a slate.
+        start: The log before the first round, of the first users.
+        candidates: Items that may be shown, see :func:`recommend`.
+        rng: Source of randomness; the users' answers have a stream of their own.
+        report: Called with the round and its click rate.
+
+    Raises:
+        DataError: The users that are left cannot be shared among the rounds.
+    """
+    _check(rounds, size, start)
+    cohort, rest = divmod(place.users - start.users, rounds)
+    if cohort < 1 or rest:
+        raise DataError(
+            f"newcomer_loop: expected the users after the first {start.users} to be a multiple of "
+            f"rounds={rounds}, got {place.users - start.users}"
+        )
+    seed = seed_of(rng)
+    visit = _Visit(place, policy, size, candidates, stream(seed, "answers"))
+    post, log, rows = None, start, []
+    for number in range(rounds):
+        post = learn(log, post, rng=stream(seed, "learn", number))
+        first = start.users + number * cohort
+        state = place.start[first : first + cohort]
+        slates, slots = [], []
+        history = _strangers(cohort, size, log)
+        for step in range(start.steps):
+            rng_step = stream(seed, "choose", number, step)
+            shown, slot, row = visit(post, history, None, state, rng_step)
+            state = place.moved(state, shown, slot)
+            slates.append(shown)
+            slots.append(slot)
+            history = place.as_log(torch.stack(slates, 1), torch.stack(slots, 1))
+            rows.append(row)
+        log = log.joined(history)
+        if report is not None:
+            report(number, sum(row[1] for row in rows[-start.steps :]) / start.steps)
+    per_round = [
+        (sum(row[0] for row in part), *(sum(row[k] for row in part) / len(part) for k in (1, 2, 3)))
+        for part in (rows[i : i + start.steps] for i in range(0, len(rows), start.steps))
+    ]
+    return _result(per_round, log, post)
+
+
+# ---------------------------------------------------------------- one visit
+
+_Row = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class _Visit:
+    """Show one slate to each user and draw the answers."""
+
+    place: MarketPlace
+    policy: SlatePolicy
+    size: int
+    candidates: Any
+    answers: torch.Generator
+
+    def __call__(
+        self,
+        post: Posterior,
+        history: SlateLog,
+        users: Tensor | None,
+        state: Tensor,
+        rng: torch.Generator,
+    ) -> tuple[Tensor, Tensor, _Row]:
+        """Return slates [user, slot], slots clicked [user] and the figures of the visit."""
+        place, size = self.place, self.size
         shown = recommend(
             post,
-            log,
+            history,
             size,
-            now,
-            candidates=candidates,
-            users=torch.arange(place.users),
+            self.policy,
+            candidates=self.candidates,
+            users=users,
             propensity_draws=0,
-            rng=stream(seed, "choose", number),
+            rng=rng,
         ).ids
-        slot = place.respond(state, shown, rng=answers)
-        rate = float(place.click_probability(state, shown).mean())
-        best = float(place.click_probability(state, place.best(state, size)).mean())
-        diversity = float(distinct_groups(shown, place.groups).double().mean())
-        rows.append((float((slot > 0).sum()), rate, best, diversity))
-        state = place.moved(state, shown, slot)
-        slates = torch.cat([slates, shown[:, None]], 1)
-        slots = torch.cat([slots, slot[:, None]], 1)
-        log = place.as_log(slates, slots)
-        if report is not None:
-            report(number, rate)
+        slot = place.respond(state, shown, rng=self.answers)
+        row = (
+            float((slot > 0).sum()),
+            float(place.click_probability(state, shown).mean()),
+            float(place.click_probability(state, place.best(state, size)).mean()),
+            float(distinct_groups(shown, place.groups).double().mean()),
+        )
+        return shown, slot, row
+
+
+def _strangers(users: int, size: int, like: SlateLog) -> SlateLog:
+    """Users without a history."""
+    return SlateLog(
+        torch.zeros(users, 1, size + 1).long(),
+        torch.zeros(users, 1).long(),
+        groups=like.groups,
+        n_items=like.n_items,
+        check=False,
+    )
+
+
+def _check(rounds: int, size: int, start: SlateLog) -> None:
+    if rounds < 1 or start.slots != size + 1:
+        raise DataError(
+            f"closed loop: expected rounds >= 1 and a first log with slates of {size} items, got "
+            f"rounds={rounds} and {start.slots - 1} items"
+        )
+
+
+def _result(rows: list[_Row], log: SlateLog, post: Posterior | None) -> LoopResult:
     assert post is not None  # rounds >= 1
     clicks, rates, bests, groups = torch.tensor(rows, dtype=torch.float64).unbind(1)
     return LoopResult(clicks, rates, bests, groups, log, post)

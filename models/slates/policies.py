@@ -42,6 +42,8 @@ __all__ = [
 ]
 
 _BLOCK = 1 << 22
+_FEW = 4096  # candidates up to which all are ranked at random
+_MANY_USERS = 4096  # copies of users that are served together
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +76,14 @@ class Request:
         log, numbers = self.history
         mine = History(log[users], None if numbers is None else numbers[users])
         return Request(self.beliefs, mine, self.pool, self.size, self.exclude[users], self.counts)
+
+    def repeated(self, copies: int) -> Request:
+        """Return the request for ``copies`` copies of all users, one copy after the other."""
+        log, numbers = self.history
+        index = torch.arange(len(log), device=log.device).repeat(copies)
+        mine = History(log.take(index), None if numbers is None else numbers.repeat(copies))
+        out = self.exclude.repeat(copies, 1)
+        return Request(self.beliefs, mine, self.pool, self.size, out, self.counts)
 
 
 class SlatePolicy(Protocol):
@@ -278,24 +288,33 @@ class Random:
 
     def choose(self, request: Request, seed: int, first: int = 0) -> tuple[Tensor, Tensor]:
         """Return ids [user, slot], and zeros as scores; see :class:`SlatePolicy`."""
+        count, device = len(request.pool), request.pool.device
+        if count <= _FEW:  # The candidates with the largest of as many random numbers.
+            row = torch.arange(first, first + request.users, device=device)
+            counter = row[:, None] * count + torch.arange(count, device=device)
+            keys = row_noise(seed + 13, counter.flatten(), 1, dtype=torch.float64)
+            keys = keys.reshape(counter.shape)
+            for one in request.exclude.unbind(1):
+                keys.masked_fill_(request.pool == one[:, None], -torch.inf)
+            ids = request.pool[keys.topk(request.size, 1).indices]
+        else:
+            ids = self._from_many(request, seed, first)
+        return ids, torch.zeros(ids.shape, device=device)
+
+    def _from_many(self, request: Request, seed: int, first: int) -> Tensor:
+        """Draw and reject: few of millions are repeated or excluded."""
         found = []
-        size, count = request.size, len(request.pool)
         for user in range(request.users):
             generator = stream(seed, "random", first + user)
-            out = request.exclude[user]
+            out = request.exclude[user].cpu()
             picked = torch.zeros(0, dtype=torch.int64)
-            while len(picked) < size:
-                more = size + out.numel() + 8
-                if 4 * more > count:
-                    order = torch.randperm(count, generator=generator)
-                else:
-                    order = torch.randint(count, (more,), generator=generator)
-                ids = request.pool[order.to(request.pool.device)].cpu()
-                ids = ids[~torch.isin(ids, out.cpu())]
-                picked = _in_order(torch.cat([picked, ids]))
-            found.append(picked[:size])
-        ids = torch.stack(found).to(request.pool.device)
-        return ids, torch.zeros(ids.shape, device=ids.device)
+            while len(picked) < request.size:
+                more = request.size + len(out) + 8
+                place = torch.randint(len(request.pool), (more,), generator=generator)
+                ids = request.pool[place.to(request.pool.device)].cpu()
+                picked = _in_order(torch.cat([picked, ids[~torch.isin(ids, out)]]))
+            found.append(picked[: request.size])
+        return torch.stack(found).to(request.pool.device)
 
     def conditional(
         self, request: Request, slates: Tensor, draws: int, seed: int, own: bool
@@ -457,13 +476,17 @@ def slot_marginals(
     """
     request = _request(post, history, size, candidates, exclude, users)
     seed = seed_of(rng) % (1 << 62)
-    items = request.beliefs.model.n_items
-    counts = torch.zeros(request.users, size, items, dtype=torch.float64)
+    users, items = request.users, request.beliefs.model.n_items
+    counts = torch.zeros(users, size * items, dtype=torch.float64)
+    slot = torch.arange(size) * items
     repeats = 1 if isinstance(policy, Greedy | Popularity) else draws
-    for draw in range(repeats):
-        ids, _ = policy.choose(request, seed, first=draw * request.users)
-        counts.scatter_add_(2, ids.cpu()[..., None], torch.ones(*ids.shape, 1, dtype=torch.float64))
-    return counts / repeats
+    block = max(_MANY_USERS // users, 1)
+    for first in range(0, repeats, block):
+        copies = min(block, repeats - first)
+        ids, _ = policy.choose(request.repeated(copies), seed, first * users)
+        each = (ids.cpu() + slot).unflatten(0, (copies, users)).movedim(0, 1).flatten(1)
+        counts.scatter_add_(1, each, torch.ones(each.shape, dtype=torch.float64))
+    return counts.unflatten(1, (size, items)) / repeats
 
 
 # ---------------------------------------------------------------- the request
@@ -528,7 +551,7 @@ def _exclusions(exclude: Any, log: SlateLog, n_items: int) -> Tensor:
         click = log.click.long()
         return torch.where(click >= FIRST_ITEM, click, PAD)
     ids = as_tensor(exclude, name="exclude").long()
-    ids = ids.expand(len(log), -1) if ids.ndim == 1 else ids
+    ids = ids.repeat(len(log), 1) if ids.ndim == 1 else ids
     if ids.ndim != 2 or len(ids) != len(log):
         raise ShapeError(
             f"recommend: expected exclude [excluded] or [user={len(log)}, excluded], got "
