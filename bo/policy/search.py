@@ -42,7 +42,7 @@ def maximise(
     q: int = 1,
     incumbents: Tensor | None = None,
     avoid: Tensor | None = None,
-    restarts: int = 4,
+    restarts: int = 6,
     raw_samples: int = 256,
     iterations: int = 80,
     rng: Rng,
@@ -187,9 +187,14 @@ class _Search:
 
     def _in_branch(self, fixed: Mapping[int, float], number: int) -> Tensor:
         """Return good points [point, feature] with some columns fixed, the best first."""
-        raw = self._raw(fixed, number)
-        values = self._values(raw)
-        start = raw[_top(raw, values, self.restarts)]
+        far, near = self._raw(fixed, number)
+        # Half of the local searches start away from the incumbents, whatever those promise.
+        best_far, best_near = (
+            points[_top(points, self._values(points), count)]
+            for points, count in ((far, -(-self.restarts // 2)), (near, self.restarts // 2))
+        )
+        start = torch.cat([best_far, best_near])
+        start = start[_top(start, self._values(start), self.restarts)]
         free = [k for k in range(self.domain.size) if k not in fixed]
         if not free:
             return start[:1]
@@ -282,17 +287,15 @@ class _Search:
 
     # ------------------------------------------------------------------------ raw points
 
-    def _raw(self, fixed: Mapping[int, float], number: int) -> Tensor:
-        """Return points all over the box, and around the incumbents, [point, feature]."""
+    def _raw(self, fixed: Mapping[int, float], number: int) -> tuple[Tensor, Tensor]:
+        """Return points all over the box, and around the incumbents, [point, feature] each."""
         seed = seed_of(stream(self.seed, "raw", number)) % 2**31
-        points = [self.domain.sample(self.raw_samples, seed=seed)]
+        far = self.domain.sample(self.raw_samples, seed=seed)
+        near = far
         if self.incumbents is not None and len(self.incumbents):
             generator = stream(self.seed, "near", number)
-            points += [self._near(scale, generator) for scale in _SCALES]
-        raw = torch.cat(points)
-        for column, value in fixed.items():
-            raw[:, column] = value
-        return self.domain.rounded(raw)
+            near = torch.cat([self._near(scale, generator) for scale in _SCALES])
+        return self.domain.rounded(_put(far, fixed)), self.domain.rounded(_put(near, fixed))
 
     def _near(self, scale: float, generator: torch.Generator) -> Tensor:
         """Perturb the incumbents: ordinal columns by normal noise, categories by chance."""

@@ -106,7 +106,8 @@ def _svm_space() -> Space:
 def _svm(params: Mapping[str, Any], classify: bool) -> Any:
     from sklearn.svm import SVC, SVR
 
-    return (SVC if classify else SVR)(**params)
+    # Without a random state SVC would draw from the global stream of NumPy.
+    return SVC(**params, random_state=_SEED) if classify else SVR(**params)
 
 
 def _forest_space() -> Space:

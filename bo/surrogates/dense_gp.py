@@ -16,6 +16,7 @@ from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
 from linear_operator import to_linear_operator
 from torch import Tensor
 
+from probkit.errors import DataError
 from probkit.numerics import safe_cholesky
 from probkit.rng import scope
 
@@ -100,6 +101,18 @@ class DenseGP(SingleTaskGP):
         if posterior_transform is not None:
             return posterior_transform(posterior=result, X=X)
         return result
+
+    def subset_output(self, idcs: list[int]) -> SingleTaskGP:
+        """Return the model of some outputs; of a single one, the model itself.
+
+        Raises:
+            DataError: An output does not exist.
+        """
+        if self.num_outputs > 1:
+            return super().subset_output(idcs)
+        if list(idcs) not in ([0], [-1]):
+            raise DataError(f"subset_output: expected [0], the only output, got {list(idcs)}")
+        return self
 
     def condition_on_observations(
         self, X: Tensor, Y: Tensor, noise: Tensor | None = None, **kwargs: Any
