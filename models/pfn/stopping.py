@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -105,6 +105,8 @@ def checked_steps(check: Check, horizon: int) -> frozenset[int]:
 class RunWatch:
     """The record of one run while it trains: what a callback knows, and when it stops.
 
+    It decides after every step, so it does not warn of curves outside the prior.
+
     Attributes:
         model: The predictor.
         normalizer: The map of the metric.
@@ -141,6 +143,7 @@ class RunWatch:
                 f"horizon: expected the number of steps of a full run, at least 2, got "
                 f"{self.horizon!r}"
             )
+        self._quiet = replace(self.model, out_of_prior="ignore")
         self._judged = checked_steps(self.check, self.horizon)
         self._every = -(-self.horizon // 100) if self.every is None else self.every
         self.steps: list[int] = []
@@ -170,7 +173,7 @@ class RunWatch:
 
     def judge(self) -> StopDecision:
         """Apply the rule to what was recorded; the value to beat includes this run's own best."""
-        return self.model.should_stop(
+        return self._quiet.should_stop(
             self.clipped(),
             self.to_beat(),
             t=torch.tensor(self.steps, dtype=torch.float64),
