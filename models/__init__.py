@@ -44,6 +44,13 @@ from probkit.models.scale_laws import (
     PointMass,
 )
 from probkit.models.scale_mixture_gp import ScaleMixture
+from probkit.models.slates import (
+    InSlateThompson,
+    SlateGRU,
+    SlateLog,
+    SlateMeanField,
+    recommend,
+)
 from probkit.models.state_space import (
     DiscreteHMM,
     LinearGaussian,
@@ -74,6 +81,7 @@ __all__ = [
     "GPPrior",
     "Gamma",
     "HalfCauchy",
+    "InSlateThompson",
     "InverseGamma",
     "KroneckerSBL",
     "KroneckerSparseBayes",
@@ -98,6 +106,9 @@ __all__ = [
     "ScaleMixtureNetwork",
     "ScaleProposal",
     "Sequences",
+    "SlateGRU",
+    "SlateLog",
+    "SlateMeanField",
     "SparseBayesRegressor",
     "SparseRegression",
     "SparseScaleGuide",
@@ -108,6 +119,7 @@ __all__ = [
     "TensorData",
     "WideEnsemble",
     "amortize",
+    "recommend",
     "sample_paths",
     "sliced_wasserstein",
 ]
