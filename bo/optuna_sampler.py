@@ -1,6 +1,6 @@
 """Search inside Optuna: its studies, storages and dashboard, our surrogates.
 
-``optuna`` is imported on first use; the extra ``bo`` brings it.
+The extra ``bo`` brings ``optuna``; without it this module can be imported, and no sampler made.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from probkit.bo.outcomes import Constraint, Outcomes
 from probkit.bo.parameters import Categorical, Float, Int, Parameter
 from probkit.bo.space import Space
 from probkit.bo.trials import Trial
-from probkit.extras import require
+from probkit.extras import available, require
 from probkit.rng import Rng, seed_of
 
 if TYPE_CHECKING:
@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial
 
-    _Base: Any = object
-else:
-    _Base = require("optuna.samplers", extra="bo").BaseSampler
+_Base: Any = require("optuna.samplers", extra="bo").BaseSampler if available("optuna") else object
 
 __all__ = ["ProbkitSampler"]
 
