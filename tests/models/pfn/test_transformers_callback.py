@@ -19,6 +19,7 @@ from probkit.errors import DataError
 from probkit.extras import available
 from probkit.models.pfn.normalizer import CurveNormalizer
 from probkit.models.pfn.transformers_callback import TransformersCallback
+from probkit.rng import scope
 
 ACC = CurveNormalizer.accuracy()
 needs_accelerate = pytest.mark.skipif(
@@ -67,15 +68,16 @@ def train(callback, folder, *, noise=0.4, epochs=25, metrics=accuracy, **options
         dataloader_pin_memory=False,
         **({"eval_strategy": "epoch", "learning_rate": 0.05} | options),
     )
-    trainer = Trainer(
-        Classifier(),
-        args,
-        train_dataset=rows(noise),
-        eval_dataset=rows(noise),
-        compute_metrics=metrics,
-        callbacks=[callback],
-    )
-    trainer.train()
+    with scope(rng=0, foreign=True):  # the trainer seeds the global streams
+        trainer = Trainer(
+            Classifier(),
+            args,
+            train_dataset=rows(noise),
+            eval_dataset=rows(noise),
+            compute_metrics=metrics,
+            callbacks=[callback],
+        )
+        trainer.train()
     return trainer
 
 
@@ -174,7 +176,8 @@ def test_a_training_that_leads_goes_on_while_it_may_improve(lc, tmp_path, capsys
     callback = TransformersCallback("eval_accuracy", ACC, best=0.4, delta=0.0001, model=lc)
     trainer = train(callback, tmp_path, noise=0.1, epochs=4, learning_rate=0.001)
     assert trainer.state.epoch == 4 and callback.closed.stopped_at is None
-    trainer.evaluate()  # after training: not a part of the curve
+    with scope(rng=0, foreign=True):
+        trainer.evaluate()  # after training: not a part of the curve
     assert callback.closed.steps == [1, 2, 3, 4]
 
 
