@@ -14,6 +14,7 @@ from torch.distributions import Distribution
 
 from probkit.errors import DataError
 from probkit.files import register
+from probkit.kernels.iterative import Iterative
 from probkit.kernels.storing import kernel_config, kernel_from_config
 from probkit.models.nngp_process import Learned, ScaleMixtureProcess, ScaleProposal
 from probkit.models.scale_laws import InverseGamma, as_scale_law
@@ -56,6 +57,11 @@ class ScaleMixtureNNGP(ScaleMixtureProcess):
             those that the kernel learns, ``noise_var``, and the scale argument of the law.
         hyper_scale: Scale of the half-Cauchy prior of each positive hyper-parameter whose kernel
             gives it no prior of its own.
+        memory_limit: Bytes that kernel matrices may take. Beyond it none is stored: solves are by
+            conjugate gradients, and the log determinant, so the evidence, is an estimate by
+            Lanczos quadrature, the same random vectors each time. None: matrices are always stored.
+            Needs ``noise_in="scale"``; does not apply to the small matrices of groups.
+        solver: Tolerance, preconditioner and random vectors of that route.
 
     Data is a pair (X [row, feature], y [row] or [row, output]). With ``scale_per="group"`` it is a
     triple: one label a row comes third, integers or strings; ``predict`` then needs
@@ -83,6 +89,8 @@ class ScaleMixtureNNGP(ScaleMixtureProcess):
     standardize: bool = False
     learn: tuple[str, ...] | None = None
     hyper_scale: float = 2.5
+    memory_limit: float | None = None
+    solver: Iterative = field(default_factory=Iterative)
 
     def __post_init__(self) -> None:
         if not isinstance(self.kernel, gpytorch.kernels.Kernel):
@@ -92,6 +100,8 @@ class ScaleMixtureNNGP(ScaleMixtureProcess):
             )
         object.__setattr__(self, "scale", as_scale_law(self.scale))
         check_positive("noise_var", self.noise_var)
+        if self.memory_limit is not None:
+            check_positive("memory_limit", self.memory_limit)
         check_options(self)
 
     def _scaling(self, x: Tensor, y: Tensor) -> Scaling:
@@ -134,7 +144,7 @@ def _to_tree(model: ScaleMixtureNNGP) -> dict[str, Any]:
         name: getattr(model, name)
         for name in (
             *("scale", "noise_var", "noise_in", "scale_per", "standardize", "learn"),
-            "hyper_scale",
+            *("hyper_scale", "memory_limit", "solver"),
         )
     }
     return {"kernel": {"config": config, "tensors": tensors}, **options}

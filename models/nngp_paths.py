@@ -10,6 +10,7 @@ from torch import Tensor
 
 from probkit.errors import CapabilityError, DataError, ShapeError
 from probkit.kernels import functional
+from probkit.models import nngp_iterative
 from probkit.models.nngp_data import inputs
 from probkit.models.nngp_process import SITE, Fitted, ScaleMixtureProcess
 from probkit.models.random_features import random_features
@@ -83,6 +84,11 @@ def sample_paths(
     with torch.no_grad():
         fitted, scale_var = _draw_scales(post, n, group, stream(rng, "scales"))
         generator = stream(rng, "paths", device=x.device)
+        if prior == "exact" and fitted.conditioned.alpha is not None:
+            raise CapabilityError(
+                "prior='exact' factorises the kernel matrix of all training rows, which the "
+                "model's memory_limit rules out; use prior='features'"
+            )
         if prior == "exact":
             ground: _Prior = _ExactPrior(model, fitted, n, y_columns(y), generator)
         else:
@@ -213,8 +219,9 @@ def _coefficients(
     residual = fitted.residual if fitted.residual.ndim == 2 else fitted.residual[:, 0]
     values = root * ground(fitted.x)
     if model.noise_in == "scale":
-        assert fitted.conditioned.factor is not None
         gap = residual - values - root * noise
+        if fitted.conditioned.factor is None:
+            return nngp_iterative.solve(model, fitted, gap)
         factor = fitted.conditioned.factor[:, 0].expand(n, rows, rows)
         return torch.cholesky_solve(gap, factor)
     stats = fitted.conditioned.stats

@@ -23,7 +23,9 @@ from probkit.errors import CapabilityError, DataError, ShapeError
 from probkit.files import storable
 from probkit.guide import Guide, LogQ, Params
 from probkit.kernels import functional
+from probkit.kernels.iterative import Iterative
 from probkit.model import Batch, Model, Site, Values
+from probkit.models import nngp_iterative
 from probkit.models import scale_mixture as mix
 from probkit.models.nngp_data import Groups, columns, group_labels, inputs, regression_data
 from probkit.models.nngp_predictive import Part, assemble, rescaled, shifted
@@ -150,6 +152,8 @@ class ScaleMixtureProcess(Model):
         scale_per: None for one sigma^2; "output" or "group" for one each.
         learn: Names of the hyper-parameters that a fit may change; None for all.
         hyper_scale: Scale of the weak priors of positive hyper-parameters.
+        memory_limit: Bytes beyond which kernel matrices are not stored; None: they always are.
+        solver: How matrices that are not stored are solved.
     """
 
     kernel: gpytorch.kernels.Kernel
@@ -158,6 +162,8 @@ class ScaleMixtureProcess(Model):
     scale_per: Literal["output", "group"] | None
     learn: tuple[str, ...] | None
     hyper_scale: float
+    memory_limit: float | None = None
+    solver: Iterative = Iterative()
 
     batched: ClassVar[bool] = True
 
@@ -412,9 +418,18 @@ class ScaleMixtureProcess(Model):
         if self.scale_per == "group":
             return self._condition_groups(data[2], x, residual, settings)
         n, batch = x.shape[0], settings.batch_shape
+        each = self.scale_per == "output"
+        if nngp_iterative.is_beyond(self.memory_limit, n, math.prod(batch)):
+            if self.noise_in == "outside":
+                raise CapabilityError(
+                    f"noise_in='outside' needs the eigenvalues of a kernel matrix of {n} rows, "
+                    f"which memory_limit={self.memory_limit:g} bytes cannot hold; use "
+                    "noise_in='scale' or raise the limit"
+                )
+            stats, alpha = nngp_iterative.reduce_rows(self, x, residual, settings)
+            return Conditioned(None, stats, alpha)
         _check_room(n, math.prod(batch), x)
         gram = self._gram(settings, x)
-        each = self.scale_per == "output"
         rows = residual.mT[..., None] if each else residual  # [*batch, output, row, 1]
         noise = settings.noise_var.to(gram)
         if self.noise_in == "outside":
@@ -467,6 +482,7 @@ class ScaleMixtureProcess(Model):
             evidence = evidence + self._scaling(x, y).log_jacobian(y)
         kept = {
             "factor": given.factor,
+            "alpha": given.alpha,
             "stats": given.stats,
             "law": law,
             "hyper": dict(hyper or {}),
@@ -481,7 +497,9 @@ class ScaleMixtureProcess(Model):
             model=self,
             context=Context(data, coords, dims if joint else {}),
             marginals=joint,
-            log_evidence=Evidence(evidence.reshape(-1), "exact"),
+            log_evidence=Evidence(
+                evidence.reshape(-1), "exact" if given.alpha is None else "estimate"
+            ),
         )
 
     def update(self, posterior: Posterior, data: Any, *, rng: Rng) -> Posterior:
@@ -602,8 +620,8 @@ class ScaleMixtureProcess(Model):
     def _part(self, fitted: Fitted, asked: _Asked, positions: Tensor) -> Part:
         """Predict rows that share one sigma^2."""
         settings = fitted.settings
-        cross, test = self._test_grams(fitted, asked)
         if self.noise_in == "outside":
+            cross, test = self._test_grams(fitted, asked)
             found = mix.spectral_predictive(
                 fitted.law,
                 fitted.conditioned.stats,
@@ -614,14 +632,20 @@ class ScaleMixtureProcess(Model):
                 squeeze=asked.squeeze,
             )
         else:
-            assert fitted.conditioned.factor is not None
-            given = mix.conditional(
-                fitted.conditioned.factor, fitted.residual, cross, test, joint=asked.joint
-            )
+            given = self._conditional(fitted, asked)
             found = mix.predictive(fitted.law, given, squeeze=asked.squeeze)
         mean = self._mean(settings, asked.x)
         dist = shifted(found.dist, mean, wide=not asked.squeeze)
         return Part(dist, found.log_weights, positions)
+
+    def _conditional(self, fitted: Fitted, asked: _Asked) -> mix.Conditional:
+        """Condition the process with sigma^2 = 1 on data, the noise inside."""
+        factor = fitted.conditioned.factor
+        if factor is None:
+            limit = math.inf if self.memory_limit is None else self.memory_limit
+            return nngp_iterative.conditional(self, fitted, asked, min(limit, 2.0**30))
+        cross, test = self._test_grams(fitted, asked)
+        return mix.conditional(factor, fitted.residual, cross, test, joint=asked.joint)
 
     def _test_grams(self, fitted: Fitted, asked: _Asked) -> tuple[Tensor, Tensor]:
         """Kernel of training with test rows, and of test rows, with the noise that is inside."""
@@ -638,12 +662,11 @@ class ScaleMixtureProcess(Model):
     def _output_parts(self, fitted: Fitted, asked: _Asked) -> list[Part]:
         """Predict each output with its own posterior of sigma^2."""
         mean = self._mean(fitted.settings, asked.x)
-        cross, test = self._test_grams(fitted, asked)
-        factor, stats = fitted.conditioned.factor, fitted.conditioned.stats
-        given = None
+        stats, given = fitted.conditioned.stats, None
         if self.noise_in == "scale":
-            assert factor is not None
-            given = mix.conditional(factor, fitted.residual, cross, test, joint=asked.joint)
+            given = self._conditional(fitted, asked)
+        else:
+            cross, test = self._test_grams(fitted, asked)
         parts = []
         for k in range(fitted.residual.shape[-1]):
             take = _taking(k)
@@ -717,7 +740,7 @@ class ScaleMixtureProcess(Model):
         if isinstance(source, Closed):
             state = source.state
             settings = self._settings(state["hyper"])
-            conditioned = Conditioned(state["factor"], state["stats"])
+            conditioned = Conditioned(state["factor"], state["stats"], state.get("alpha"))
             law = D.map_batch(state["law"], _flat_column(len(settings.batch_shape)))
         else:
             settings = self._settings(None)
@@ -783,17 +806,19 @@ class Conditioned:
         factor: Lower factor of K + noise [*batch, row, row], or [*batch, group, row, row] filled
             up to the largest group; None where the noise is outside.
         stats: Statistics of the data for the likelihood of sigma^2.
+        alpha: (K + noise)^-1 (y - mean) [*batch, row, output] where K is not stored; else None.
     """
 
     factor: Tensor | None
     stats: Any
+    alpha: Tensor | None = None
 
     def map_batch(
         self, batch: torch.Size, scales: tuple[int, ...], change: Callable[[Tensor], Tensor]
     ) -> Conditioned:
         """Apply ``change`` to the batch dims, those of several scales left alone."""
-        factor = None if self.factor is None else change(self.factor)
-        return Conditioned(factor, self.stats.map_batch(batch + torch.Size(scales), change))
+        factor, alpha = (None if t is None else change(t) for t in (self.factor, self.alpha))
+        return Conditioned(factor, self.stats.map_batch(batch + torch.Size(scales), change), alpha)
 
 
 @dataclass(frozen=True)

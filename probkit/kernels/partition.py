@@ -78,7 +78,7 @@ def partitioned(
     )
 
 
-class PartitionedKernel(LinearOperator):  # type: ignore[misc]
+class PartitionedKernel(LinearOperator):
     """A kernel matrix [n, m] by its inputs and hyper-parameters; made by :func:`partitioned`.
 
     Args:

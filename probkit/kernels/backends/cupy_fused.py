@@ -80,7 +80,7 @@ class Fused:
         diag: bool = False,
     ) -> Tensor:
         """See :func:`~probkit.kernels.backends.torch_tiled.nngp`."""
-        given = {"activation": activation, "residual": residual}
+        given: Any = {"activation": activation, "residual": residual}
         if diag or not self._takes(activation, x1, x2, weight_var, bias_var):
             return torch_tiled.nngp(x1, x2, weight_var, bias_var, diag=diag, **given)
         return self._matrix(x1, x2, weight_var, bias_var, tangent=False, **given)
@@ -97,7 +97,7 @@ class Fused:
         diag: bool = False,
     ) -> Tensor:
         """See :func:`~probkit.kernels.backends.torch_tiled.ntk`."""
-        given = {"activation": activation, "residual": residual}
+        given: Any = {"activation": activation, "residual": residual}
         if diag or not self._takes(activation, x1, x2, weight_var, bias_var):
             return torch_tiled.ntk(x1, x2, weight_var, bias_var, diag=diag, **given)
         return self._matrix(x1, x2, weight_var, bias_var, tangent=True, **given)
@@ -114,7 +114,7 @@ class Fused:
         residual: bool = False,
     ) -> Tensor:
         """See :func:`~probkit.kernels.backends.torch_tiled.nngp_product`."""
-        given = {"activation": activation, "residual": residual}
+        given: Any = {"activation": activation, "residual": residual}
         if not self._takes(activation, x1, x2, vectors, weight_var, bias_var):
             return torch_tiled.nngp_product(x1, x2, vectors, weight_var, bias_var, **given)
         return self._network_product(x1, x2, vectors, weight_var, bias_var, False, **given)
@@ -131,7 +131,7 @@ class Fused:
         residual: bool = False,
     ) -> Tensor:
         """See :func:`~probkit.kernels.backends.torch_tiled.ntk_product`."""
-        given = {"activation": activation, "residual": residual}
+        given: Any = {"activation": activation, "residual": residual}
         if not self._takes(activation, x1, x2, vectors, weight_var, bias_var):
             return torch_tiled.ntk_product(x1, x2, vectors, weight_var, bias_var, **given)
         return self._network_product(x1, x2, vectors, weight_var, bias_var, True, **given)
@@ -253,7 +253,7 @@ class _NetworkMatrix(torch_tiled.TiledMatrix):
     """Matrix [*batch, n, m], forward and backward in one kernel each."""
 
     @staticmethod
-    def forward(ctx: Any, how: tuple[Fused, Options], *tensors: Tensor | None) -> Tensor:
+    def forward(ctx: Any, how: Any, *tensors: Tensor | None) -> Tensor:
         ctx.save_for_backward(*tensors)
         ctx.how, ctx.options = how, how[1]
         given = Inputs(*tensors)  # type: ignore[arg-type]
@@ -281,9 +281,7 @@ class _NetworkProduct(torch_tiled.TiledProduct):
     """Product [*batch, n, r]; backward by tiled recomputation."""
 
     @staticmethod
-    def forward(
-        ctx: Any, how: tuple[Fused, Options], vectors: Tensor, *tensors: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, how: Any, vectors: Tensor, *tensors: Tensor | None) -> Tensor:
         ctx.save_for_backward(vectors, *tensors)
         ctx.options = how[1]
         given = Inputs(*tensors)  # type: ignore[arg-type]
@@ -396,7 +394,7 @@ class _StationaryMatrix(torch.autograd.Function):
     """Matrix [*batch, n, m] of scaled inputs."""
 
     @staticmethod
-    def forward(ctx: Any, how: tuple[Fused, str], a: Tensor, b: Tensor | None) -> Tensor:
+    def forward(ctx: Any, how: Any, a: Tensor, b: Tensor | None) -> Tensor:
         ctx.save_for_backward(a, b)
         ctx.how = how
         fused, family = how
@@ -442,9 +440,7 @@ class _StationaryProduct(stationary_tiled.TiledProduct):
     """Product [*batch, n, r]; backward by tiled recomputation."""
 
     @staticmethod
-    def forward(
-        ctx: Any, how: tuple[Fused, str], vectors: Tensor, a: Tensor, b: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, how: Any, vectors: Tensor, a: Tensor, b: Tensor | None) -> Tensor:
         ctx.save_for_backward(vectors, a, b)
         fused, ctx.family = how
         out = vectors.new_empty(*a.shape[:-1], vectors.shape[-1])
