@@ -172,7 +172,7 @@ def test_bad_input():
 
 
 def test_densities_equal_those_of_pfns():
-    """The reference implementation's numbers, made by benchmarks/pfn/bars_fixture.py."""
+    """The reference implementation's numbers, made by benchmarks/pfn/_bars_fixture.py."""
     path = Path(__file__).parents[2] / "data" / "pfn" / "bars.json"
     told = {k: v for k, v in json.loads(path.read_text()).items() if isinstance(v, list)}
     told = {name: torch.tensor(value) for name, value in told.items()}

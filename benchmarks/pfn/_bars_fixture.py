@@ -3,7 +3,7 @@
 Run inside the environment of the peer::
 
     python -m benchmarks.envs create pfns
-    benchmarks/envs/pfns/bin/python -m benchmarks.pfn.bars_fixture tests/data/pfn/bars.json
+    benchmarks/envs/pfns/bin/python -m benchmarks.pfn._bars_fixture tests/data/pfn/bars.json
 """
 
 from __future__ import annotations

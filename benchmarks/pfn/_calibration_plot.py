@@ -1,6 +1,6 @@
 """Draw the calibration of the shipped learning-curve network: ``docs/images``.
 
-Run as ``python -m benchmarks.pfn.calibration_plot docs/images/curve_calibration.png``.
+Run as ``python -m benchmarks.pfn._calibration_plot docs/images/curve_calibration.png``.
 """
 
 from __future__ import annotations
