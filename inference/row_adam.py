@@ -2,87 +2,114 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from probkit.inference.ranks import Ranks
 
-__all__ = ["RowAdam", "gather_table", "own_rows"]
+__all__ = ["FetchedRows", "RowAdam", "gather_table", "own_rows"]
 
 _BETAS = (0.9, 0.999)
 _EPS = 1e-8
+
+
+class FetchedRows(NamedTuple):
+    """Rows of a table, ready to be differentiated.
+
+    Attributes:
+        rows: Their distinct numbers [row].
+        leaf: All tensors of the table side by side [row, width]; takes the gradient.
+        parts: The tensors by name [row, *], views of the leaf.
+    """
+
+    rows: Tensor
+    leaf: Tensor
+    parts: dict[str, Tensor]
 
 
 class RowAdam:
     """A table and the moments of its rows' gradients, advanced where a gradient comes in.
 
     Each row counts its own steps, so that its moments are unbiased from its first step on; where
-    every step touches all rows this is Adam (Kingma and Ba 2015).
+    every step touches all rows this is Adam (Kingma and Ba 2015). The tensors of a table lie side
+    by side: a row is then one stretch of memory, and reading one costs a single miss.
 
     With several processes each owns the rows rank, rank + count, ...; rows are fetched from their
     owners, and gradients go back to them to be averaged.
 
     Args:
-        table: Name -> tensor [own row, *]; changed in place.
-        moments: What :meth:`state` returned; None to begin.
+        table: Name -> tensor [own row, *]; copied.
+        moments: What :meth:`moments` returned, copied too; None to begin.
         ranks: The processes that share the table.
     """
 
     def __init__(self, table: Mapping[str, Tensor], moments: Any, ranks: Ranks) -> None:
-        self.table, self.ranks = dict(table), ranks
-        first = next(iter(self.table.values()))
+        self._shapes = {name: tuple(value.shape[1:]) for name, value in table.items()}
+        self._values = torch.cat([value.detach().flatten(1) for value in table.values()], 1)
+        self._ranks = ranks
         if moments is None:
-            moments = {
-                "count": torch.zeros(len(first), dtype=torch.int32, device=first.device),
-                "mean": {name: torch.zeros_like(value) for name, value in table.items()},
-                "square": {name: torch.zeros_like(value) for name, value in table.items()},
-            }
-        self.count: Tensor = moments["count"]
-        self.mean: dict[str, Tensor] = moments["mean"]
-        self.square: dict[str, Tensor] = moments["square"]
-
-    def state(self) -> dict[str, Any]:
-        """Return the moments."""
-        return {"count": self.count, "mean": self.mean, "square": self.square}
-
-    def fetch(self, rows: Tensor) -> dict[str, Tensor]:
-        """Return the rows [row, *] of every tensor, as leaves that take gradients."""
-        if self.ranks.world == 1:
-            found = {name: value.index_select(0, rows) for name, value in self.table.items()}
+            size = len(self._values)
+            self._count = torch.zeros(size, dtype=torch.int32, device=self._values.device)
+            self._mean = torch.zeros_like(self._values)
+            self._square = torch.zeros_like(self._values)
         else:
-            route = _Route(rows, self.ranks)
-            found = {name: route.fetch(value) for name, value in self.table.items()}
-        return {name: value.requires_grad_() for name, value in found.items()}
+            self._count = moments["count"].clone()
+            self._mean = moments["mean"].clone()
+            self._square = moments["square"].clone()
 
-    def step(self, rows: Tensor, gradients: Mapping[str, Tensor], lr: float) -> None:
-        """Move the rows against their gradients.
+    def moments(self) -> dict[str, Tensor]:
+        """Return the steps of each row, and its gradient's first and second moments."""
+        return {"count": self._count, "mean": self._mean, "square": self._square}
 
-        Args:
-            rows: Distinct row numbers [row].
-            gradients: Name -> [row, *]; with several processes, each its own.
-            lr: Learning rate.
-        """
-        if self.ranks.world > 1:
-            route = _Route(rows, self.ranks)
-            rows, gradients = route.average(gradients)
+    def table(self) -> dict[str, Tensor]:
+        """Return the table as it was given, by name."""
+        return self._cut(self._values)
+
+    def _cut(self, values: Tensor) -> dict[str, Tensor]:
+        found, start = {}, 0
+        for name, shape in self._shapes.items():
+            width = math.prod(shape)
+            found[name] = values[:, start : start + width].unflatten(1, shape)
+            start += width
+        return found
+
+    def fetch(self, rows: Tensor) -> FetchedRows:
+        """Return rows [row], from wherever they are."""
+        if self._ranks.world == 1:
+            leaf = self._values.index_select(0, rows)
+        else:
+            leaf = _Route(rows, self._ranks).fetch(self._values)
+        leaf.requires_grad_()
+        return FetchedRows(rows, leaf, self._cut(leaf))
+
+    def step(self, fetched: FetchedRows, lr: float) -> None:
+        """Move the rows against the gradient of their leaf; without one they stay."""
+        gradient, rows = fetched.leaf.grad, fetched.rows
+        if gradient is None:
+            return
+        if self._ranks.world == 1:
+            values = fetched.leaf.detach()
+        else:
+            rows, gradient = _Route(rows, self._ranks).average(gradient)
+            values = self._values.index_select(0, rows)
         if not len(rows):
             return
-        count = self.count.index_select(0, rows) + 1
-        self.count.index_copy_(0, rows, count)
-        first, second = (1 - b ** count.double() for b in _BETAS)
-        for name, gradient in gradients.items():
-            shape = (-1, *(1,) * (gradient.ndim - 1))
-            mean = self.mean[name].index_select(0, rows).lerp_(gradient, 1 - _BETAS[0])
-            square = self.square[name].index_select(0, rows).mul_(_BETAS[1])
-            square.addcmul_(gradient, gradient, value=1 - _BETAS[1])
-            self.mean[name].index_copy_(0, rows, mean)
-            self.square[name].index_copy_(0, rows, square)
-            root = square.sqrt_().div_(second.sqrt().to(square).reshape(shape)).add_(_EPS)
-            move = mean.div_(first.to(mean).reshape(shape)).div_(root)
-            self.table[name].index_add_(0, rows, move, alpha=-lr)
+        count = self._count.index_select(0, rows).add_(1)
+        self._count.index_copy_(0, rows, count)
+        first, second = (1 - beta ** count.double()[:, None] for beta in _BETAS)
+        mean = self._mean.index_select(0, rows).lerp_(gradient, 1 - _BETAS[0])
+        square = self._square.index_select(0, rows).mul_(_BETAS[1])
+        square.addcmul_(gradient, gradient, value=1 - _BETAS[1])
+        self._mean.index_copy_(0, rows, mean)
+        self._square.index_copy_(0, rows, square)
+        # mean / first / (sqrt(square / second) + eps), in place.
+        root = square.sqrt_().add_((_EPS * second.sqrt()).to(square))
+        factor = (lr * second.sqrt() / first).to(mean)
+        self._values.index_copy_(0, rows, values.sub_(mean.mul_(factor).div_(root)))
 
 
 class _Route:
@@ -103,15 +130,12 @@ class _Route:
         arrived = _exchange(own.index_select(0, self.wanted), self.given, self.asked)
         return torch.empty_like(arrived).index_copy_(0, self.order, arrived)
 
-    def average(self, gradients: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the own rows that anyone needs, and the mean over processes of their gradients."""
+    def average(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the own rows that anyone needs, and the mean over processes of their gradient."""
         rows, place = torch.unique(self.wanted, return_inverse=True)
-        found = {}
-        for name, gradient in gradients.items():
-            arrived = _exchange(gradient[self.order], self.asked, self.given)
-            total = arrived.new_zeros(len(rows), *arrived.shape[1:])
-            found[name] = total.index_add_(0, place, arrived) / self.world
-        return rows, found
+        arrived = _exchange(gradient.index_select(0, self.order), self.asked, self.given)
+        total = arrived.new_zeros(len(rows), arrived.shape[1])
+        return rows, total.index_add_(0, place, arrived) / self.world
 
 
 def _exchange(rows: Tensor, sent: Tensor, received: Tensor) -> Tensor:
@@ -130,19 +154,21 @@ def own_rows(table: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
 
 def gather_table(own: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
     """Return the whole table, its rows collected from all processes."""
+    return {name: _gathered(value, ranks) for name, value in own.items()}
+
+
+def _gathered(own: Tensor, ranks: Ranks) -> Tensor:
     if ranks.world == 1:
-        return dict(own)
-    found = {}
-    for name, value in own.items():
-        sizes: list[Tensor] = [torch.zeros(1, dtype=torch.int64) for _ in range(ranks.world)]
-        torch.distributed.all_gather(sizes, torch.tensor([len(value)]))
-        longest = max(int(size) for size in sizes)
-        padded = value.new_zeros(longest, *value.shape[1:])
-        padded[: len(value)] = value
-        parts: Sequence[Tensor] = [torch.empty_like(padded) for _ in range(ranks.world)]
-        torch.distributed.all_gather(parts, padded)
-        whole = value.new_empty(sum(int(size) for size in sizes), *value.shape[1:])
-        for rank, (part, size) in enumerate(zip(parts, sizes, strict=True)):
-            whole[rank :: ranks.world] = part[: int(size)]
-        found[name] = whole
-    return found
+        return own
+    mine = torch.tensor([len(own)])
+    sizes = [torch.zeros_like(mine) for _ in range(ranks.world)]
+    torch.distributed.all_gather(sizes, mine)
+    longest = max(int(size) for size in sizes)
+    padded = own.new_zeros(longest, *own.shape[1:])
+    padded[: len(own)] = own
+    parts = [torch.empty_like(padded) for _ in range(ranks.world)]
+    torch.distributed.all_gather(parts, padded)
+    whole = own.new_empty(sum(int(size) for size in sizes), *own.shape[1:])
+    for rank, (part, size) in enumerate(zip(parts, sizes, strict=True)):
+        whole[rank :: ranks.world] = part[: int(size)]
+    return whole

@@ -20,7 +20,7 @@ from probkit.inference.elbo import bound, elbo, log_weights
 from probkit.inference.guides import FullRank, MeanField
 from probkit.inference.natural import antithetic, expected_derivatives, natural_step
 from probkit.inference.ranks import Ranks, average, copy_from_first
-from probkit.inference.row_adam import RowAdam, gather_table, own_rows
+from probkit.inference.row_adam import FetchedRows, RowAdam, gather_table, own_rows
 from probkit.loader import Loader, Sized
 from probkit.model import Batch, lacks
 from probkit.posterior import Evidence, Posterior, make_posterior
@@ -169,14 +169,12 @@ class SVI(Sampler):
             copy_from_first([t for t in leaves(params) if isinstance(t, Tensor)])
         # A shared run reads its stream as a single process does: its own orders take no draw.
         seed = seed_of(rngs[0]) if loader else rngs[0].initial_seed() if self.distributed else 0
-        batch = loader.next(problem.model, seed, 0, 0)[0] if loader else Batch(data)
         tables = _tables(guide, params, problem.model)
-        if tables and self.batch_size is not None and not loader:  # Too large to look at whole.
-            first = torch.arange(min(self.batch_size, problem.model.plate_size(data)))
-            batch = problem.model.minibatch(data, first.to(rngs[0].device))
-        values, _ = guide.sample(params, problem.model, batch, 2, rng=rngs[0])
-        values = map_tensors(Tensor.detach, values)
-        check_log_joint(problem.model, values, batch.data, scale=batch.scale)
+        if not tables:  # A table may be too large to be looked at whole; its first bound tells.
+            batch = loader.next(problem.model, seed, 0, 0)[0] if loader else Batch(data)
+            values, _ = guide.sample(params, problem.model, batch, 2, rng=rngs[0])
+            values = map_tensors(Tensor.detach, values)
+            check_log_joint(problem.model, values, batch.data, scale=batch.scale)
         if ranks.world > 1:
             params = {**params, **{name: own_rows(params[name], ranks) for name in tables}}
         return {
@@ -310,7 +308,7 @@ class SVI(Sampler):
         it becomes one draw, marked so. Where some sites are points, there is no bound.
         """
         guide = self._guide(problem)
-        params = map_tensors(Tensor.detach, state["params"])
+        params = map_tensors(lambda t: t.detach().contiguous(), state["params"])
         tables = _tables(guide, params, problem.model)
         if tables and self.distributed:
             whole = {name: gather_table(params[name], self._ranks()) for name in tables}
@@ -398,12 +396,13 @@ class _Adam:
         self.options, self.model, self.guide, self.ranks = options, problem.model, guide, ranks
         names = _tables(guide, state["params"], problem.model)
         # Adam works in place; the old state must stay as it is.
-        params = map_tensors(lambda t: t.detach().clone(), state["params"])
-        moments = map_tensors(Tensor.clone, state.get("tables")) or {}
-        self.tables = {name: RowAdam(params[name], moments.get(name), ranks) for name in names}
+        moments = state.get("tables") or {}
+        self.tables = {
+            name: RowAdam(state["params"][name], moments.get(name), ranks) for name in names
+        }
         self.params = {
             name: own if name in names else map_tensors(_as_leaf, own)
-            for name, own in params.items()
+            for name, own in state["params"].items()
         }
         shared = [own for name, own in self.params.items() if name not in names]
         self.tensors = [t for t in leaves(shared) if isinstance(t, Tensor) and t.requires_grad]
@@ -439,40 +438,35 @@ class _Adam:
             self.optimizer.step()
             self.optimizer.zero_grad()
         for name, table in self.tables.items():
-            leaves_ = {key: params[name][key] for key in table.table}
-            if any(leaf.grad is not None for leaf in leaves_.values()):  # None: frozen.
-                gradients = {
-                    key: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-                    for key, leaf in leaves_.items()
-                }
-                table.step(rows[name], gradients, rate)
+            table.step(rows[name], rate)
         return float(found)
 
-    def _needed(self, batch: Batch, rng: torch.Generator) -> tuple[Any, dict[str, Tensor]]:
-        """The parameters that the batch needs, and which rows of tables they hold."""
+    def _needed(self, batch: Batch, rng: torch.Generator) -> tuple[Any, dict[str, FetchedRows]]:
+        """The parameters that the batch needs, and the rows of tables among them."""
         if not self.tables or not isinstance(self.guide, HasTables):
             return self.params, {}
         shared = {name: own for name, own in self.params.items() if name not in self.tables}
         part = (self.ranks.rank, self.ranks.world)
         asked = self.guide.rows(shared, self.model, batch, rng=rng, part=part)
-        rows = {name: asked[name]["rows"] for name in self.tables}
-        held = {
-            name: {**asked[name], **table.fetch(rows[name])} for name, table in self.tables.items()
-        }
+        rows = {name: table.fetch(asked[name]["rows"]) for name, table in self.tables.items()}
+        held = {name: {**asked[name], **found.parts} for name, found in rows.items()}
         return {**shared, **held}, rows
 
     def state(self) -> dict[str, Any]:
         """Return what the next chunk starts from."""
+        tables = {name: table.table() for name, table in self.tables.items()}
         return {
-            "params": map_tensors(Tensor.detach, self.params),
+            "params": {**map_tensors(Tensor.detach, self.params), **tables},
             "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
-            "tables": {name: table.state() for name, table in self.tables.items()} or None,
+            "tables": {name: table.moments() for name, table in self.tables.items()} or None,
         }
 
 
 def _as_leaf(tensor: Tensor) -> Tensor:
-    """Ask for the gradient of a floating tensor; counts and numbers are no parameters."""
-    return tensor.requires_grad_() if tensor.is_floating_point() else tensor
+    """A copy that asks for its gradient; counts and numbers are no parameters."""
+    if not tensor.is_floating_point():
+        return tensor
+    return tensor.detach().clone().requires_grad_()
 
 
 def _tables(guide: Guide, params: Any, model: Any) -> tuple[str, ...]:

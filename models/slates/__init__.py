@@ -6,7 +6,9 @@ from probkit.models.slates import metrics, off_policy
 from probkit.models.slates.guide import SlateMeanField
 from probkit.models.slates.log import SlateLog
 from probkit.models.slates.loops import LoopResult, Refit, closed_loop, newcomer_loop
+from probkit.models.slates.memory import fit_bytes
 from probkit.models.slates.model import SlateGRU
+from probkit.models.slates.online import carried_model, update_posterior
 from probkit.models.slates.parameter_draws import (
     ParameterDraws,
     draw_parameters,
@@ -27,6 +29,7 @@ from probkit.models.slates.policies import (
 from probkit.models.slates.prediction import click_log_probs, click_probs
 from probkit.models.slates.priors import SlatePrior
 from probkit.models.slates.simulator import MarketPlace, draw_market_place
+from probkit.models.slates.two_phase import TwoPhase
 
 __all__ = [
     "EpsilonGreedy",
@@ -44,11 +47,14 @@ __all__ = [
     "SlateMeanField",
     "SlatePrior",
     "Thompson",
+    "TwoPhase",
+    "carried_model",
     "click_log_probs",
     "click_probs",
     "closed_loop",
     "draw_market_place",
     "draw_parameters",
+    "fit_bytes",
     "metrics",
     "newcomer_loop",
     "off_policy",
@@ -56,4 +62,5 @@ __all__ = [
     "recommend",
     "slate_propensities",
     "slot_marginals",
+    "update_posterior",
 ]

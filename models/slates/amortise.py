@@ -7,6 +7,8 @@ from torch import Tensor
 
 __all__ = ["amortised_moments", "click_weights"]
 
+_GUARD = 1e-5  # in both denominators of the published weights
+
 
 def click_weights(moves: Tensor) -> Tensor:
     """Return the weight of each step's click in a user's first state [user, step].
@@ -22,9 +24,9 @@ def click_weights(moves: Tensor) -> Tensor:
         >>> click_weights(moves)
         tensor([[0.0000, 0.9304, 0.0581, 0.0000, 0.0115]], dtype=torch.float64)
     """
-    count = moves.cumsum(-1).clamp_min(1).double()
-    weights = moves / count**4
-    return weights / weights.sum(-1, keepdim=True).clamp_min(1e-30)
+    count = moves.cumsum(-1).double()
+    weights = moves / (count**4 + _GUARD)
+    return weights / (weights.sum(-1, keepdim=True) + _GUARD)
 
 
 def amortised_moments(

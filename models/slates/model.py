@@ -14,7 +14,7 @@ from probkit.data import as_tensor
 from probkit.errors import DataError, ShapeError
 from probkit.files import storable
 from probkit.model import Batch, Model, Site, Values
-from probkit.models.slates.choices import Likelihood, by_type, slate_choices
+from probkit.models.slates.choices import Likelihood, by_type
 from probkit.models.slates.ids import FIRST_ITEM
 from probkit.models.slates.log import SlateLog
 from probkit.models.slates.priors import Law, SlatePrior
@@ -301,8 +301,14 @@ class SlateGRU(Model):
         return values["group_mean"][..., group, :], spread[..., group, :]
 
     def user_law(self, data: SlateLog) -> Law:
-        """Return the prior of users' first states [user, hidden]."""
+        """Return the prior of users' first states [user, hidden].
+
+        A log may bring each user's own, as ``extra["prior_loc"]`` and ``extra["prior_scale"]``.
+        """
         shape = (len(data), self.memory)
+        if "prior_loc" in data.extra:
+            own = (data.extra["prior_loc"], data.extra["prior_scale"])
+            return Law(shape, ("user", "memory"), *own)
         return self._law(shape, ("user", "memory"), 0.0, self.prior.user)
 
     def log_prior(self, values: Values, data: SlateLog, *, scale: float = 1.0) -> Tensor:
@@ -371,20 +377,14 @@ class SlateGRU(Model):
         self, values: Values, data: SlateLog, read: Tensor, mine: Tensor, kind: Likelihood
     ) -> Tensor:
         """Log probabilities [*draw, choice] of the choices at steps ``mine`` [user, step]."""
-        choices = slate_choices(data, mine, self.dtype)
-        state = read[..., choices.user, choices.step, None, :]
-        no_click = self.no_click(values, choices.length)[..., None]
-        multiplier = values.get("multiplier")
+        user, step = mine.nonzero(as_tuple=True)
+        state = read[..., user, step, :]
         if kind == "slate":
-            items = values["items"][..., choices.ids, :]
-            offset, chosen = choices.offset, choices.chosen
+            logits = self.slate_logits(values, state, data.slate[user, step])
+            chosen = data.click_idx[user, step].long()
         else:
-            items = values["items"][..., None, FIRST_ITEM:, :]
-            offset = torch.zeros((), dtype=self.dtype, device=read.device)
-            click = data.click[choices.user, choices.step].long()
-            chosen = (click - FIRST_ITEM + 1).clamp_min(0)
-        factor = None if multiplier is None else multiplier[..., None, None]
-        logits = torch.cat([no_click, scores(self.score, state, items, factor) + offset], -1)
+            logits = self.catalogue_logits(values, state, data.slate_lengths[user, step].long())
+            chosen = (data.click[user, step].long() - FIRST_ITEM + 1).clamp_min(0)
         picked = chosen.expand(logits.shape[:-1])[..., None]
         return torch.log_softmax(logits, -1).gather(-1, picked)[..., 0]
 
@@ -437,6 +437,24 @@ class SlateGRU(Model):
         found = found.masked_fill(shown < FIRST_ITEM, -math.inf)
         no_click = self.no_click(values, (slate != 0).sum(-1))
         return torch.cat([no_click.expand(found.shape[:-1])[..., None], found], -1)
+
+    def catalogue_logits(self, values: Values, read: Tensor, length: Tensor) -> Tensor:
+        """Return the logits of no click and of each real item [*draw, *choice, 1 + item].
+
+        Args:
+            values: Sites [*draw, ...].
+            read: States z [*draw, *choice, dim].
+            length: Slots in use [*choice], for the logit of no click.
+        """
+        items = values["items"][..., FIRST_ITEM:, :]
+        lead = items.shape[:-2]
+        items = items.reshape(*lead, *(1,) * length.ndim, *items.shape[-2:])
+        multiplier = values.get("multiplier")
+        factor = None
+        if multiplier is not None:
+            factor = multiplier.reshape(*lead, *(1,) * (length.ndim + 1))
+        found = scores(self.score, read[..., None, :], items, factor)
+        return torch.cat([self.no_click(values, length)[..., None], found], -1)
 
     # ---------------------------------------------------------------- simulation
 
@@ -533,10 +551,13 @@ class SlateGRU(Model):
         return predict_clicks(self, post, x, site=site, groups=groups, rng=rng)
 
     def update(self, post: Posterior, data: SlateLog, *, rng: Rng) -> Posterior:
-        """Return the posterior given the old data and ``data``; see :func:`update`."""
-        from probkit.models.slates.online import update
+        """Return the posterior given the old data and ``data``.
 
-        return update(post, data, rng=rng)
+        See :func:`~probkit.models.slates.online.update_posterior`.
+        """
+        from probkit.models.slates.online import update_posterior
+
+        return update_posterior(post, self.prepare(data), rng=rng)
 
     def to_pyro(self) -> Any:
         """Return the model as a Pyro program; see :func:`pyro_program`."""

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.distributions import (
     Distribution,
-    HalfNormal,
     LogNormal,
     Normal,
     SigmoidTransform,
@@ -172,12 +171,6 @@ class Law:
         if self.space == "unit":
             return TransformedDistribution(Normal(loc, scale), [SigmoidTransform()])
         return Normal(loc, scale)
-
-    def distribution(self) -> Distribution:
-        """Return the prior as a distribution over single entries."""
-        if self.half:
-            return HalfNormal(self.scale)
-        return self.marginal(self.loc, self.scale)
 
     def start(self) -> Tensor:
         """Return the prior's median in the unconstrained space [*shape]."""

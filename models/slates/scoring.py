@@ -109,14 +109,15 @@ class _ChoiceLogProb(torch.autograd.Function):
         weight = to_scores * factor
         if not ctx.l2:
             to_state = _weighted_sum(items, slots, weight)
-            return to_state, _scattered(state, slots, weight, items), to_no_click, to_factor, *_NONE
+            to_items = _scattered(state, slots, weight, len(items))
+            return to_state, to_items, to_no_click, to_factor, *_NONE
         # d(-|z - v|) / dv = (z - v) / |z - v|, and zero where the distance was raised.
         weight = torch.where(raw < -(_CLOSEST**0.5), weight / -raw, 0.0)
         to_state = _weighted_sum(items, slots, weight) - weight.sum(1, keepdim=True) * state
-        pull = _scattered(state, slots, weight, items)
-        total = torch.zeros(len(items), dtype=items.dtype, device=items.device)
-        total.index_add_(0, slots.flatten(), weight.flatten())
-        return to_state, pull - total[:, None] * items, to_no_click, to_factor, *_NONE
+        ones = torch.ones_like(state[:, :1])
+        pull = _scattered(torch.cat([state, ones], 1), slots, weight, len(items))
+        to_items = pull[:, :-1] - pull[:, -1:] * items
+        return to_state, to_items, to_no_click, to_factor, *_NONE
 
 
 _NONE = (None,) * 4  # slots, offset, chosen and l2 have no gradient
@@ -140,13 +141,18 @@ def _weighted_sum(items: Tensor, slots: Tensor, weight: Tensor) -> Tensor:
     return bag(slots, items, per_sample_weights=weight, mode="sum")
 
 
-def _scattered(state: Tensor, slots: Tensor, weight: Tensor, items: Tensor) -> Tensor:
-    """Sum of weight * z over the slots that show each item [row, dim]."""
-    found = torch.zeros_like(items)
-    for part in _blocks(slots, items.shape[1]):
-        terms = weight[part, :, None] * state[part, None]
-        found.index_add_(0, slots[part].flatten(), terms.flatten(0, 1))
-    return found
+def _scattered(state: Tensor, slots: Tensor, weight: Tensor, rows: int) -> Tensor:
+    """Sum of weight * z over the slots that show each item [row, dim].
+
+    Slots in the order of their items make it a weighted sum of states for each.
+    """
+    flat = slots.flatten()
+    order = flat.argsort()
+    count = torch.bincount(flat, minlength=rows)
+    choice = torch.div(order, slots.shape[1], rounding_mode="floor")
+    bag = torch.nn.functional.embedding_bag
+    begin, weights = count.cumsum(0) - count, weight.flatten()[order]
+    return bag(choice, state, begin, per_sample_weights=weights, mode="sum")
 
 
 def catalogue_log_prob(
