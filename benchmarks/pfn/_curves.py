@@ -8,14 +8,14 @@ from typing import Any
 from benchmarks.harness.spec import Task, Workload
 
 
-def prefixes(count: int) -> list[Any]:
-    """Return ``count`` observed parts of 5 to 50 epochs, of curves of the prior."""
+def prefixes(count: int, longest: int) -> list[Any]:
+    """Return ``count`` observed parts of 5 to ``longest`` epochs, of curves of the prior."""
     import torch
 
     from probkit.models.pfn import CurvePrior
 
     _, (_, y) = CurvePrior().sample_dataset(count, rng=5)
-    lengths = torch.randint(5, 51, (count,), generator=torch.Generator().manual_seed(5))
+    lengths = torch.randint(5, longest + 1, (count,), generator=torch.Generator().manual_seed(5))
     return [row[:n].clamp(0, 1).double() for row, n in zip(y, lengths.tolist(), strict=True)]
 
 
@@ -41,7 +41,7 @@ def _task(workload: Workload, count: int, call: Callable[..., list[Any]]) -> Tas
     from probkit.models.pfn import LearningCurvePFN
 
     lc = LearningCurvePFN.load(out_of_prior="ignore")
-    seen = prefixes(int(workload["B"]))[:count]
+    seen = prefixes(int(workload["B"]), int(workload["longest"]))[:count]
     x = steps_asked(int(workload["queries"]))
 
     def fingerprint(medians: list[Any]) -> dict[str, list[float]]:

@@ -11,7 +11,7 @@ BENCHMARK = Benchmark(
         "How does the time of a prediction fall with the number of curves in a call, for the final "
         "value and for the last fifty epochs?"
     ),
-    workloads=tuple({"B": b, "queries": q} for q in (1, 50) for b in (1, 64, 4096)),
+    workloads=tuple({"B": b, "queries": q, "longest": 50} for q in (1, 50) for b in (1, 64, 4096)),
     contenders=(
         Contender("one call", _curves.together, ("probkit", "torch")),
         Contender("a call a curve", _curves.one_by_one, ("probkit", "torch")),

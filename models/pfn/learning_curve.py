@@ -6,9 +6,10 @@ extrapolation using prior-data fitted networks".
 
 from __future__ import annotations
 
+import bisect
 import functools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -41,7 +42,8 @@ __all__ = ["LearningCurvePFN"]
 
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "curves.safetensors"
 _CHECKED = 256  # curves of a batch that are looked at for a warning
-_TOKENS = 1 << 15  # tokens of one forward pass: bounds memory, and keeps the work in cache
+_TOKENS = 1 << 13  # tokens of one forward pass: bounds memory, and keeps the work in cache
+_FEWEST = 16  # curves of equal length that are worth a pass without a mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,7 +256,8 @@ class LearningCurvePFN(Model):
     def law(self, curves: Curves, steps: Tensor) -> BarDistribution:
         """Return the law of the normalised metric at ``steps`` [curve, step]; the network's own.
 
-        Curves of similar length are run together, in blocks that fit the cache.
+        Curves of equal length are run together, and short runs of them with their neighbours, in
+        blocks that fit the cache.
         """
         device = self.borders.device
         bars = self.network.size.bars
@@ -266,15 +269,11 @@ class LearningCurvePFN(Model):
         x, value = encode_epochs(t), encode_metric(y)[..., : self.network.size.targets]
         order = curves.lengths.argsort().to(device)
         lengths = curves.lengths.to(device)
-        start = 0
-        while start < len(order):
-            width = int(lengths[order[min(start + 255, len(order) - 1)]])
-            count = max(1, min(256, _TOKENS // (width + steps.shape[1] + 1)))
-            rows = order[start : start + count]
+        for rows in _blocks(lengths[order], steps.shape[1]):
+            rows = order[rows]
             width = int(lengths[rows[-1]])
             ragged = None if int(lengths[rows[0]]) == width else lengths[rows]
             out[rows] = self.network(x[rows, :width], value[rows, :width], query[rows], ragged)
-            start += count
         return BarDistribution(self.borders, out, validate_args=False)
 
     def _chance(self, curves: Curves, best: Tensor) -> Tensor:
@@ -435,3 +434,17 @@ def _from_tree(tree: dict[str, Any]) -> LearningCurvePFN:
 
 
 register(LearningCurvePFN, "LearningCurvePFN", _to_tree, _from_tree)
+
+
+def _blocks(lengths: Tensor, queries: int) -> Iterator[slice]:
+    """Cut curves sorted by length [curve] into blocks of equal or neighbouring lengths."""
+    sizes = lengths.tolist()
+    start = 0
+    while start < len(sizes):
+        stop = bisect.bisect_right(sizes, sizes[start])
+        if stop - start < _FEWEST:
+            stop = min(start + 256, len(sizes))
+        room = max(1, _TOKENS // (sizes[stop - 1] + queries + 1))
+        stop = min(stop, start + room)
+        yield slice(start, stop)
+        start = stop

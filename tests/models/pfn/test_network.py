@@ -84,6 +84,19 @@ def test_layers_start_as_the_identity():
     assert torch.equal(one, other)
 
 
+def test_training_and_prediction_are_one_function(network, sets):
+    """Prediction leaves out what only training works out: the last tokens of observations."""
+    x, y, query = sets
+    lengths = torch.tensor([2, 9, 0, 5])
+    for ragged in (None, lengths):
+        predicted = network(x, y, query, ragged)
+        try:
+            trained = network.train()(x, y, query, ragged)
+        finally:
+            network.eval()
+        assert (predicted - trained).abs().max() < TOLERANCE
+
+
 def test_seeds_decide_the_weights_and_leave_the_global_stream_alone():
     before = torch.get_rng_state()
     nets = [
