@@ -30,7 +30,7 @@ class Need:
             mixture of either), "draws" or "normal or draws".
         fantasies: Whether it conditions the surrogate on outcomes that it imagines.
         objectives: "one" or "several".
-        constraints: Whether it can keep bounds.
+        constraints: Whether it can keep bounds: "no", "may" or "must" (there is one).
         batch: Whether it values several points together, and sees pending ones.
         fidelity: Whether it chooses how faithful an evaluation is.
     """
@@ -38,7 +38,7 @@ class Need:
     posterior: str = "any"
     fantasies: bool = False
     objectives: str = "one"
-    constraints: bool = False
+    constraints: str = "no"
     batch: bool = True
     fidelity: bool = False
 
@@ -47,20 +47,20 @@ ACQUISITIONS: Mapping[str, Need] = {
     "log_ei": Need("normal", batch=False),
     "ucb": Need("normal", batch=False),
     "posterior_mean": Need("normal or draws", batch=False),
-    "log_cei": Need("normal", constraints=True, batch=False),
+    "log_cei": Need("normal", constraints="must", batch=False),
     "t_log_ei": Need("student", batch=False),
     "t_ucb": Need("student", batch=False),
-    "q_log_ei": Need(constraints=True),
-    "q_log_nei": Need(constraints=True),
+    "q_log_ei": Need(constraints="may"),
+    "q_log_nei": Need(constraints="may"),
     "q_ucb": Need(),
     "q_simple_regret": Need(),
     "thompson": Need("normal or draws"),
     "kg": Need("normal", fantasies=True),
     "mes": Need("normal", fantasies=True),
     "gibbon": Need("normal", fantasies=True),
-    "q_log_ehvi": Need(objectives="several", constraints=True),
-    "q_log_nehvi": Need(objectives="several", constraints=True),
-    "parego": Need(objectives="several", constraints=True),
+    "q_log_ehvi": Need(objectives="several", constraints="may"),
+    "q_log_nehvi": Need(objectives="several", constraints="may"),
+    "parego": Need(objectives="several", constraints="may"),
     "mf_kg": Need("normal", fantasies=True, fidelity=True),
     "mf_mes": Need("normal", fantasies=True, fidelity=True),
 }
@@ -151,8 +151,10 @@ def _obstacles(
     several = len(goal.objectives) > 1
     if several != (need.objectives == "several"):
         found.append(f"takes {need.objectives} objective(s), not {len(goal.objectives)}")
-    if goal.constraints and not need.constraints:
+    if goal.constraints and need.constraints == "no":
         found.append("cannot keep constraints")
+    if not goal.constraints and need.constraints == "must":
+        found.append("needs a constraint")
     if batch and not need.batch:
         found.append("takes one point at a time, with none pending")
     if need.fidelity and not fidelity:

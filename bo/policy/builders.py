@@ -25,6 +25,7 @@ from botorch.acquisition.analytic import (
 )
 from botorch.acquisition.cost_aware import InverseCostWeightedUtility
 from botorch.acquisition.knowledge_gradient import qMultiFidelityKnowledgeGradient
+from botorch.acquisition.logei import qLogProbabilityOfFeasibility
 from botorch.acquisition.max_value_entropy_search import (
     qLowerBoundMaxValueEntropy,
     qMultiFidelityMaxValueEntropy,
@@ -321,7 +322,19 @@ def _t_ucb(case: _Case) -> AcquisitionFunction:
     return StudentTUpperConfidenceBound(case.objective_model, _QUANTILE)
 
 
+def _feasibility(case: _Case) -> AcquisitionFunction | None:
+    """Return the probability of feasibility where no point is feasible yet; else None."""
+    if bool(case.goal.feasible(case.Y).any()):
+        return None
+    return qLogProbabilityOfFeasibility(
+        case.model, case.goal.slacks(), sampler=case.sampler(), X_pending=case.pending
+    )
+
+
 def _q_log_ei(case: _Case) -> AcquisitionFunction:
+    feasibility = _feasibility(case)
+    if feasibility is not None:
+        return feasibility
     return qLogExpectedImprovement(
         case.model,
         case.best(),
@@ -333,6 +346,9 @@ def _q_log_ei(case: _Case) -> AcquisitionFunction:
 
 
 def _q_log_nei(case: _Case) -> AcquisitionFunction:
+    feasibility = _feasibility(case)
+    if feasibility is not None:
+        return feasibility
     return qLogNoisyExpectedImprovement(
         case.model,
         case.X,

@@ -49,8 +49,14 @@ class ThompsonSample(AcquisitionFunction):
         generator = stream(self.seed, "thompson", number)
         self.level = torch.rand((), generator=generator, dtype=torch.float64)
         if hasattr(self.model, "train_inputs") and hasattr(self.model, "likelihood"):
-            with scope(rng=generator):
-                self.path = draw_matheron_paths(self.model, sample_shape=torch.Size([1]))
+            try:
+                with scope(rng=generator):
+                    self.path = draw_matheron_paths(self.model, sample_shape=torch.Size([1]))
+            except (NotImplementedError, RuntimeError) as error:
+                raise CapabilityError(
+                    "thompson: expected a kernel with random features (RBF or Matern over numbers),"
+                    f" got {type(self.model.covar_module).__name__}; use q_log_ei"
+                ) from error
 
     @t_batch_mode_transform(expected_q=1)
     def forward(self, X: Tensor) -> Tensor:

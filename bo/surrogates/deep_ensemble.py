@@ -65,7 +65,7 @@ class EnsembleSurrogate(NetworkSurrogate):
         """Train the members."""
         x, y, encode, transform = transformed_data(data)
         pair = (x, y[:, 0] if data.outputs == 1 else y)
-        model = self.network()
+        model = self.network_for(data, transform)
         old = fitting_values(model, pair, previous)
         warm = old is not None and len(next(iter(old.values()))) == self.members
         start: Any = _Continued(model, old) if warm and old is not None else model

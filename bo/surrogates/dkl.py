@@ -17,7 +17,7 @@ from probkit.bo.surrogates.dense_gp import DenseGP
 from probkit.bo.surrogates.encoding import Encode
 from probkit.bo.surrogates.gp import dense_model, finished
 from probkit.bo.surrogates.gp_fit import fit_map, log_posterior
-from probkit.bo.surrogates.hamming import MixedKernel
+from probkit.bo.surrogates.hamming import smooth_kernel
 from probkit.errors import DataError
 from probkit.files import storable
 from probkit.rng import Rng, scope, stream
@@ -110,13 +110,13 @@ class DKLSurrogate(Surrogate):
         encode = Encode(data.domain, one_hot=True)
         exact = self.noise == "none"
         if not self.hidden:
-            kernel: _Kernel = MixedKernel(encode.features, (), "matern")
+            kernel: _Kernel = smooth_kernel(encode.features, (), "matern")
             model = dense_model(data, FeatureKernel(nn.Identity(), kernel), encode, exact=exact)
             fit_map(model, [] if previous is None else [previous])
             return finished(model)
         with scope(rng=stream(rng, "network")):
             network = feature_network(encode.features, self.hidden, self.latent)
-        base = MixedKernel(self.latent, (), "matern")
+        base = smooth_kernel(self.latent, (), "matern")
         model = dense_model(data, FeatureKernel(network, base), encode, exact=exact)
         steps = self.steps
         if _continues(model, previous):

@@ -35,6 +35,8 @@ class Encode(InputTransform, Module):
     transform_on_eval = True
     transform_on_fantasize = True
     is_one_to_many = False
+    low: Tensor
+    span: Tensor
 
     def __init__(self, domain: Domain, *, one_hot: bool = False, center: bool = False) -> None:
         super().__init__()
@@ -73,8 +75,8 @@ class Encode(InputTransform, Module):
             return unit
         parts = [unit[..., list(self.domain.ordinal)]]
         for k in self.domain.categorical:
-            codes = torch.tensor(self.domain.choices(k), dtype=X.dtype, device=X.device)
-            parts.append((X[..., k : k + 1].round() == codes).to(X) * 0.5**0.5)
+            choices = torch.tensor(self.domain.choices(k), dtype=X.dtype, device=X.device)
+            parts.append((X[..., k : k + 1].round() == choices).to(X) * 0.5**0.5)
         return torch.cat(parts, -1)
 
     def equals(self, other: InputTransform) -> bool:

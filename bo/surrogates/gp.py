@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from probkit.bo.surrogates.data import TrainingData
 from probkit.bo.surrogates.dense_gp import DenseGP
 from probkit.bo.surrogates.encoding import Encode
 from probkit.bo.surrogates.gp_fit import fit_map, hyper_parameters
-from probkit.bo.surrogates.hamming import MixedKernel
+from probkit.bo.surrogates.hamming import MixedKernel, smooth_kernel
 from probkit.bo.surrogates.outcomes import outcome_transform
 from probkit.errors import DataError
 from probkit.files import storable
@@ -82,7 +83,7 @@ class GPSurrogate(Surrogate):
         domain = data.domain
         if self.preset == "default":
             smoothness = self._smoothness(data)
-            kernel: Kernel = MixedKernel(domain.size, domain.categorical, smoothness)
+            kernel: Kernel = smooth_kernel(domain.size, domain.categorical, smoothness)
         else:
             kernel = _paper_kernel(data)
         return fit_dense(
@@ -163,15 +164,17 @@ def dense_model(
             else get_gaussian_likelihood_with_lognormal_prior
         )
         likelihood = make()
-    return DenseGP(
-        data.X,
-        data.Y,
-        variance,
-        likelihood=likelihood,
-        covar_module=kernel,
-        outcome_transform=outcome_transform(data.outcome, 1),
-        input_transform=encode,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # GPyTorch says that it rounds tiny variances up.
+        return DenseGP(
+            data.X,
+            data.Y,
+            variance,
+            likelihood=likelihood,
+            covar_module=kernel,
+            outcome_transform=outcome_transform(data.outcome, 1),
+            input_transform=encode,
+        )
 
 
 def _variance(data: TrainingData, exact: bool) -> Tensor | None:

@@ -120,7 +120,7 @@ def fit_map(model: Any, starts: Sequence[Mapping[str, Tensor]] = ()) -> float:
     return -best[0]
 
 
-def _entries(model: nn.Module) -> list[_Entry]:
+def _entries(model: Any) -> list[_Entry]:
     entries = []
     for name, value in model.named_parameters():
         if not value.requires_grad:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from botorch.models.utils.gpytorch_modules import get_covar_module_with_dim_scaled_prior
 from gpytorch.constraints import GreaterThan
 from gpytorch.kernels import Kernel as _Kernel
 from gpytorch.priors import LogNormalPrior
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from probkit.errors import DataError
 
-__all__ = ["MixedKernel"]
+__all__ = ["MixedKernel", "smooth_kernel"]
 
 _SMALLEST = 2.5e-2
 
@@ -73,3 +74,16 @@ class MixedKernel(_Kernel):
             return x1.new_zeros(*x1.shape[:-1], x2.shape[-2])
         scale = scale[..., columns]
         return self.covar_dist(x1[..., columns] / scale, x2[..., columns] / scale, square_dist=True)
+
+
+def smooth_kernel(features: int, categorical: Sequence[int] = (), smoothness: str = "rbf") -> Any:
+    """Return BoTorch's default kernel, or a :class:`MixedKernel` where there are categories.
+
+    Args:
+        features: Number of columns.
+        categorical: Columns of category codes.
+        smoothness: "rbf" or "matern".
+    """
+    if categorical:
+        return MixedKernel(features, categorical, smoothness)
+    return get_covar_module_with_dim_scaled_prior(features, use_rbf_kernel=smoothness == "rbf")

@@ -88,7 +88,7 @@ class HMCSurrogate(NetworkSurrogate):
         """Draw from the posterior of the network."""
         x, y, encode, transform = transformed_data(data)
         pair = (x, y[:, 0] if data.outputs == 1 else y)
-        model, seed = self.network(), seed_of(rng)
+        model, seed = self.network_for(data, transform), seed_of(rng)
         old = fitting_values(model, pair, previous)
         weights = _importance(model, pair, old, previous)
         if old is not None and weights is not None:

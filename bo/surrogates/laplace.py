@@ -54,7 +54,7 @@ class LaplaceSurrogate(NetworkSurrogate):
         """Train the network and put a Gaussian around its weights."""
         x, y, encode, transform = transformed_data(data)
         pair = (x, y[:, 0] if data.outputs == 1 else y)
-        model, seed = self.network(), seed_of(rng)
+        model, seed = self.network_for(data, transform), seed_of(rng)
         start = fitting_values(model, pair, previous)
         steps = self.steps
         if start is None:
@@ -67,7 +67,8 @@ class LaplaceSurrogate(NetworkSurrogate):
         }
         tune: tuple[str, ...] = ()
         if self.tune:
-            tune = ("prior", "noise") if self.noise == "learned" else ("prior",)
+            learned = self.noise == "learned" and data.Yvar is None
+            tune = ("prior", "noise") if learned else ("prior",)
         with quiet_fit() as caught:
             sampler = Laplace(self.structure, mode=mode, tune=tune)
             post = infer(model, pair, sampler, rng=stream(seed, "laplace"))

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from botorch.models.transforms.outcome import OutcomeTransform
 from torch import Tensor
 
 from probkit.bo.surrogates.base import Surrogate
+from probkit.bo.surrogates.data import TrainingData
 from probkit.density import log_joint_of
 from probkit.errors import DataError
 from probkit.model import Values
@@ -21,6 +23,7 @@ from probkit.unconstrained import Unconstrained
 __all__ = ["NetworkSurrogate", "ascend", "fitting_values", "tempered"]
 
 _NOISE_SPREAD = 1.0
+_EXACT = 0.1
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,9 @@ class NetworkSurrogate(Surrogate):
         gains: Of the first and of the later layers ("fan_in").
         learn_gains: Spread of the logarithms of the gains, as for ``BNN``; None keeps them.
         noise_var: Noise variance, outcomes having variance one.
-        noise: "learned": ``noise_var`` is the median of a log-normal prior; "fixed" keeps it.
+        noise: "learned": ``noise_var`` is the median of a log-normal prior; "fixed" keeps it;
+            "none", for outcomes that are exact, keeps a tenth of it, which chains can still follow.
+            Known variances win over all three: their mean is the noise.
     """
 
     hidden: tuple[int, ...] = (50,)
@@ -48,24 +53,35 @@ class NetworkSurrogate(Surrogate):
     gains: tuple[float, float] = (5.0, 1.5)
     learn_gains: float | None = 0.5
     noise_var: float = 1e-3
-    noise: Literal["learned", "fixed"] = "learned"
+    noise: Literal["learned", "fixed", "none"] = "learned"
 
     joint = True
 
     def __post_init__(self) -> None:
-        if self.noise not in ("learned", "fixed"):
-            raise DataError(f"noise: expected 'learned' or 'fixed', got {self.noise!r}")
+        if self.noise not in ("learned", "fixed", "none"):
+            raise DataError(f"noise: expected 'learned', 'fixed' or 'none', got {self.noise!r}")
         if not 0.0 < self.noise_var < math.inf:
             raise DataError(f"noise_var: expected a finite number > 0, got {self.noise_var!r}")
         object.__setattr__(self, "hidden", tuple(self.hidden))
         object.__setattr__(self, "gains", tuple(self.gains))
         self.network()  # Checks the rest.
 
-    def network(self) -> BNN:
-        """Return the model of the network."""
-        noise: Any = self.noise_var
-        if self.noise == "learned":
+    def network_for(self, data: TrainingData, transform: OutcomeTransform | None) -> BNN:
+        """Return the model of the network for data whose noise may be known."""
+        if data.Yvar is None:
+            return self.network()
+        variance = data.Yvar
+        if transform is not None:
+            variance = transform(data.Y, data.Yvar, data.X)[1]
+        return self.network(max(float(variance.mean()), _EXACT * self.noise_var))
+
+    def network(self, noise_var: float | None = None) -> BNN:
+        """Return the model of the network, its noise as the options or ``noise_var`` say."""
+        noise: Any = noise_var
+        if noise_var is None and self.noise == "learned":
             noise = LogNormal(math.log(self.noise_var), _NOISE_SPREAD)
+        elif noise_var is None:
+            noise = self.noise_var if self.noise == "fixed" else _EXACT * self.noise_var
         return BNN(
             hidden=self.hidden,
             activation=self.activation,

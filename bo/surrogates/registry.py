@@ -15,7 +15,6 @@ from botorch.models.model import ModelList
 from probkit.bo.surrogates.base import Surrogate
 from probkit.bo.surrogates.data import TrainingData, training_data
 from probkit.errors import CapabilityError, DataError
-from probkit.model import Model
 from probkit.posterior import Posterior
 from probkit.rng import Rng, seed_of, stream
 
@@ -63,7 +62,7 @@ def surrogate_of(surrogate: Any, options: Mapping[str, Any] | None = None) -> Su
         return _made(kind, {**fixed, **chosen})
     if isinstance(surrogate, Surrogate):
         return _made(lambda **new: replace(surrogate, **new), chosen)  # type: ignore[type-var]
-    if isinstance(surrogate, Model):
+    if hasattr(surrogate, "sites") and hasattr(surrogate, "predict"):
         from probkit.bo.surrogates.any_model import ModelSurrogate
 
         return _made(ModelSurrogate, {"model": surrogate, **chosen})

@@ -74,7 +74,7 @@ class SGHMCSurrogate(NetworkSurrogate):
         """Draw from the posterior of the network."""
         x, y, encode, transform = transformed_data(data)
         pair = (x, y[:, 0] if data.outputs == 1 else y)
-        model, seed = self.network(), seed_of(rng)
+        model, seed = self.network_for(data, transform), seed_of(rng)
         old = fitting_values(model, pair, previous)
         if old is None:
             first = model.initial_values(pair, self.chains, rng=stream(seed, "start"))

@@ -21,6 +21,9 @@ from probkit.bo.surrogates import ExactEnsembleSampler, make_surrogate
 pytestmark = pytest.mark.filterwarnings("ignore:qExpectedImprovement")
 
 
+BEST = torch.tensor(0.2, dtype=torch.float64)
+
+
 @pytest.fixture(scope="module")
 def model():
     x = torch.linspace(0, 1, 9, dtype=torch.float64)[:, None]
@@ -33,24 +36,24 @@ def _rows():
 
 
 def test_equal_points_have_equal_values(model):
-    acquisition = qExpectedImprovement(model, best_f=0.2, sampler=ExactEnsembleSampler())
+    acquisition = qExpectedImprovement(model, best_f=BEST, sampler=ExactEnsembleSampler())
     values = acquisition(_rows())
     assert float((values - values[0]).abs().max()) <= 1e-12
     members = model.posterior(_rows()[:1]).values.flatten()
-    assert float(values[0]) == pytest.approx(float((members - 0.2).clamp_min(0).mean()), rel=1e-9)
+    assert float(values[0]) == pytest.approx(float((members - BEST).clamp_min(0).mean()), rel=1e-9)
 
 
 def test_the_sampler_of_botorch_gives_equal_points_different_values(model):
     """What the exact sampler is for."""
     with pk.scope(rng=0):
         random = qExpectedImprovement(
-            model, best_f=0.2, sampler=IndexSampler(torch.Size([64]), seed=0)
+            model, best_f=BEST, sampler=IndexSampler(torch.Size([64]), seed=0)
         )(_rows())
     assert float(random.std()) > 1e-4
 
 
 def test_it_is_the_default_and_exact_for_multiples(model):
-    acquisition = qLogExpectedImprovement(model, best_f=0.2)
+    acquisition = qLogExpectedImprovement(model, best_f=BEST)
     values = acquisition(_rows())
     assert isinstance(acquisition.sampler, ExactEnsembleSampler)
     assert float((values - values[0]).abs().max()) <= 1e-12

@@ -159,8 +159,8 @@ def test_surrogates_take_every_outcome_transform(outcome):
     for name, options in (("gp", {}), ("ensemble", {"steps": 20, "members": 3})):
         model = make_surrogate(name, x, y, outcome=outcome, options=options, rng=0)
         with pk.scope(rng=0):
-            acquisition = qLogExpectedImprovement(model, y.max())
-        assert bool(torch.isfinite(acquisition(x[:3, None])).all())
+            value = qLogExpectedImprovement(model, y.max())(x[:3, None])
+        assert bool(torch.isfinite(value).all())
     if outcome == "winsorize":
         gp = make_surrogate("gp", x, y, outcome=outcome, rng=0)
         values = LogExpectedImprovement(gp, y.max())(x[:, None])

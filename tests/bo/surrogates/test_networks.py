@@ -109,6 +109,17 @@ def test_one_network_predicts_all_outputs(name):
     assert float(both.mean[:, 0].mean()) > 30 > float(both.mean[:, 1].mean())
 
 
+def test_known_noise_is_that_of_the_network():
+    x, y = _data()
+    variance = torch.full_like(y, 4.0)
+    for name in ("hmc", "laplace", "ensemble"):
+        model = make_surrogate(SMALL[name], x, y, variance, rng=0)
+        gain = model.posterior(x, observation_noise=True).variance - model.posterior(x).variance
+        torch.testing.assert_close(gain, variance, rtol=1e-6, atol=1e-6)
+    exact = HMCSurrogate(noise="none", noise_var=1e-3).network()
+    assert exact.noise_var == pytest.approx(1e-4)
+
+
 def test_categories_reach_a_network_as_columns():
     x, y = _data()
     x = torch.cat([x, torch.arange(12.0).remainder(3)[:, None].double()], 1)
@@ -149,7 +160,7 @@ LINEAR = {
 
 def test_laplace_without_hidden_layers_is_linear_regression():
     x, y = _linear_data()
-    spec = LaplaceSurrogate(structure="full", steps=3000, lr=0.1, tune=False, **LINEAR)
+    spec = LaplaceSurrogate(structure="full", steps=1000, lr=0.1, tune=False, **LINEAR)
     model = make_surrogate(spec, x, y, outcome="none", rng=0)
     mean, covariance = _linear_posterior(x, y, 0.25, 2.25)
     at = torch.cat([x[:7] * 0.7, torch.ones(7, 1).double()], 1)
@@ -163,7 +174,7 @@ def test_laplace_without_hidden_layers_is_linear_regression():
 def test_conditioning_a_linearised_network_is_exact():
     """Linear regression on old and new data together."""
     x, y = _linear_data()
-    spec = LaplaceSurrogate(structure="full", steps=3000, lr=0.1, tune=False, **LINEAR)
+    spec = LaplaceSurrogate(structure="full", steps=1000, lr=0.1, tune=False, **LINEAR)
     model = make_surrogate(spec, x[:14], y[:14], outcome="none", rng=0)
     joined = model.condition_on_observations(x[14:], y[14:])
     mean, covariance = _linear_posterior(x, y, 0.25, 2.25)
@@ -344,7 +355,7 @@ def test_what_a_surrogate_cannot_do_is_named():
     ("make", "text"),
     [
         (lambda: HMCSurrogate(chains=0), "expected whole chains, draws, .* >= 1, got 0"),
-        (lambda: HMCSurrogate(noise="no"), "noise: expected 'learned' or 'fixed', got 'no'"),
+        (lambda: HMCSurrogate(noise="no"), "noise: expected 'learned', 'fixed' or 'none', got"),
         (lambda: HMCSurrogate(noise_var=0.0), "noise_var: expected a finite number > 0, got 0.0"),
         (lambda: SGHMCSurrogate(thin=0), "expected whole chains, draws, warmup, thin and ascent"),
         (lambda: LaplaceSurrogate(steps=0), "steps: expected a whole number >= 1, got 0"),
