@@ -67,6 +67,11 @@ class StudySettings:
                 f"initial: expected a whole number of points >= 2, got {self.initial!r}: a "
                 "surrogate needs two"
             )
+        from probkit.bo.policy import ACQUISITIONS
+
+        if self.acquisition != "auto" and self.acquisition not in ACQUISITIONS:
+            names = ", ".join(map(repr, ACQUISITIONS))
+            raise DataError(f"acq: expected 'auto' or one of {names}, got {self.acquisition!r}")
         if not _is_function(self.surrogate):
             from probkit.bo.surrogates.registry import surrogate_of
 

@@ -12,7 +12,7 @@ from probkit.demo import DemoContext, DemoView, register_view
 
 __all__: list[str] = []
 
-_SURROGATES = {"gp": "Gaussian process", "ibnn": "infinite network", "laplace": "Laplace network"}
+_SURROGATES = {"gp": "Gaussian process", "ibnn": "infinite network", "nngp": "network, scale unknown"}
 
 
 def run(ctx: DemoContext) -> None:
@@ -21,8 +21,8 @@ def run(ctx: DemoContext) -> None:
     from probkit.bo.plots import importance_plot, regret_plot, surrogate_calibration_plot
     from probkit.bo.problems import SklearnTuning
 
-    trials, seeds = (30, 5) if ctx.full else (16, 1)
-    problem = SklearnTuning("svm", "digits", rows=None if ctx.full else 300)
+    trials, seeds = (30, 5) if ctx.full else (14, 1)
+    problem = SklearnTuning("svm", "digits", rows=None if ctx.full else 200)
     traces: dict[str, Any] = {"random": [_random(problem, ctx, trials, s) for s in range(seeds)]}
     studies = {}
     for name, label in ctx.track(_SURROGATES.items(), "tuning"):

@@ -16,7 +16,7 @@ from botorch.models import SingleTaskGP
 
 from probkit.bo import Categorical, Float, Int, Measurement, Pruned, Space, Study
 from probkit.bo.storage import SCHEMA, Storage
-from probkit.errors import DataError, ShapeError
+from probkit.errors import CapabilityError, DataError, ShapeError
 
 OLD = Path(__file__).parents[1] / "data" / "bo" / "study-v1.db"
 
@@ -391,9 +391,7 @@ def test_files_of_a_newer_probkit_are_refused(tmp_path):
 def test_other_files_are_refused(tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("not a database, but long enough to look like one " * 40)
-    with pytest.raises(
-        DataError, match=r"storage: cannot open .*notes.txt: file is not a dat"
-    ):
+    with pytest.raises(DataError, match=r"storage: cannot open .*notes.txt: file is not a dat"):
         study_of(path)
     with pytest.raises(DataError, match=r"storage: there is no file '.*missing.db'"):
         Study.load(tmp_path / "missing.db")
@@ -402,9 +400,7 @@ def test_other_files_are_refused(tmp_path):
 def test_a_file_of_another_space_is_refused(tmp_path):
     path = tmp_path / "run.db"
     study_of(path)
-    with pytest.raises(
-        DataError, match=r"run.db holds another study called 'study': its space"
-    ):
+    with pytest.raises(DataError, match=r"run.db holds another study called 'study': its space"):
         Study(Space(x=Float(0, 1)), {"loss": "min"}, storage=path, surrogate="gp", noise="none",
               initial=4, rng=3)  # fmt: skip
     with pytest.raises(DataError, match=r"its acq, rng differ; choose another name= or storage="):
@@ -471,6 +467,7 @@ def test_noise_is_told_for_all_or_for_none():
         ({"initial": 1}, r"initial: expected a whole number of points >= 2, got 1"),
         ({"surrogate": "forest"}, r"surrogate: expected one of 'gp', .* got 'forest'"),
         ({"options": {"depth": 3}}, r"surrogate options: .*depth"),
+        ({"acq": "nonsense"}, r"acq: expected 'auto' or one of 'log_ei', .* got 'nonsense'"),
         ({"rng": -1}, r"rng must be an integer"),
     ],
 )
@@ -500,12 +497,11 @@ def test_other_bad_calls_are_refused():
 
 
 def test_acquisitions_that_the_surrogate_cannot_serve_are_named():
-    from probkit.errors import CapabilityError
-
-    study = study_of(acq="nonsense")
+    study = study_of(acq="log_ei")
     study.optimize(branin, 4)
-    with pytest.raises((CapabilityError, DataError), match="nonsense"):
-        study.ask()
+    with pytest.raises(CapabilityError, match="log_ei"):
+        study.ask(2)  # values one point at a time
+    assert len(study) == 4 and study.ask().origin == "model"
 
 
 def test_constant_outcomes_warn_and_are_searched_on():
