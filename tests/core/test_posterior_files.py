@@ -329,6 +329,19 @@ def examples():
     yield from sparse_examples()
     yield from network_examples()
     yield from fitted_network_examples()
+    yield from slate_examples()
+
+
+def slate_examples():
+    """Slate models, their logs, and what an earlier posterior says."""
+    from probkit.models.slates import SlateGRU, SlateLog
+    from probkit.models.slates.model import Carried
+
+    log = SlateLog([[[1, 3, 4], [1, 4, 5]]], [[4, 1]], labels={"user": ["ann"]})
+    one = torch.ones(log.n_items, 2)
+    yield "slates", log
+    yield "slate model", SlateGRU(log.n_items, groups=log.groups, dim=2)
+    yield "carried", Carried({"gamma": {"loc": one[0, 0], "scale": one[0, 0]}}, one, one)
 
 
 def fitted_network_examples():
