@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,7 @@ from probkit.models.slates.log import SlateLog
 
 __all__ = ["read_frame"]
 
+Ints = np.ndarray[Any, np.dtype[np.int64]]
 _KINDS = {"search": 1, "rec": 2, "recommendation": 2}
 
 
@@ -73,57 +74,75 @@ def read_frame(
     ids = pd.Index(labels).get_indexer(pd.Index(table[item])) + FIRST_ITEM
     ids[ids < FIRST_ITEM] = UNK
 
-    same_slate = np.zeros(len(table), dtype=bool)
-    same_slate[1:] = (users[1:] == users[:-1]) & (
-        table[time].to_numpy()[1:] == table[time].to_numpy()[:-1]
-    )
-    slate_of_row = np.cumsum(~same_slate) - 1
-    starts = np.flatnonzero(~same_slate)
-    slot = np.arange(len(table)) - starts[slate_of_row] + 1
-    user_of_slate = users[starts]
-    first_of_user = np.searchsorted(user_of_slate, np.arange(len(names)))
-    step = np.arange(len(starts)) - first_of_user[user_of_slate]
-    counts = np.bincount(user_of_slate, minlength=len(names))
-    steps = int(counts.max())
-    if max_steps is not None and steps > max_steps:
-        step = step - np.maximum(counts - max_steps, 0)[user_of_slate]
-        steps = max_steps
-    kept = step >= 0
-
-    clicked = table[click].to_numpy().astype(bool)
-    shape = (len(names), steps, int(slot.max()) + 1)
-    u, t = user_of_slate[kept], step[kept]
+    rows = _places(users, table[time].to_numpy(), len(names), max_steps)
+    shape = (len(names), int(rows.step.max()) + 1, int(rows.slot.max()) + 1)
+    table, ids = table.iloc[rows.kept], ids[rows.kept]
+    at = (rows.user, rows.step, rows.slot)
     slates = np.full(shape, PAD)
-    slates[u, t, 0] = NO_CLICK
-    rows = kept[slate_of_row]
-    at = (user_of_slate[slate_of_row][rows], step[slate_of_row][rows], slot[rows])
-    slates[at] = ids[rows]
-    chosen = np.full(shape[:2], PAD)
-    chosen[u, t] = NO_CLICK
-    slots = np.zeros(shape[:2], dtype=np.int64)
-    per_slate = np.bincount(slate_of_row, clicked, len(starts))
-    if per_slate.max(initial=0) > 1:
-        row = int(starts[per_slate.argmax()])
-        raise DataError(
-            f"from_frame: expected at most one click in a slate, user {table[user].iloc[row]!r} has "
-            f"{int(per_slate.max())} at {time} {table[time].iloc[row]!r}; keep the first"
-        )
-    hit = rows & clicked
-    place = (user_of_slate[slate_of_row][hit], step[slate_of_row][hit])
-    chosen[place], slots[place] = ids[hit], slot[hit]
+    slates[at[0], at[1], 0] = NO_CLICK
+    slates[at] = ids
+    clicked = table[click].to_numpy().astype(bool)
+    _check_clicks(table, clicked, at, (user, time))
+    chosen, slots = np.where(slates[..., 0] == NO_CLICK, NO_CLICK, PAD), np.zeros(shape[:2], int)
+    hit = at[0][clicked], at[1][clicked]
+    chosen[hit], slots[hit] = ids[clicked], rows.slot[clicked]
     return SlateLog(
         slates,
         chosen,
         slots,
-        interaction_type=_kinds(table, kind, starts, kept, (u, t), shape[:2]),
+        interaction_type=_kinds(table, kind, at[:2], shape[:2]),
         groups=_groups(labels, groups),
         n_items=len(labels) + FIRST_ITEM,
-        propensity=_propensities(table, propensity, rows, at, shape),
+        propensity=_propensities(table, propensity, at, shape),
         labels={
             "user": list(names),
             "item": ["<pad>", "<no click>", "<unknown>", *labels],
         },
     )
+
+
+class _Places(NamedTuple):
+    """Where the rows of a table go.
+
+    Attributes:
+        kept: Rows that are used [row].
+        user: User of each row that is used [used].
+        step: Its step.
+        slot: Its slot, from 1.
+    """
+
+    kept: Ints
+    user: Ints
+    step: Ints
+    slot: Ints
+
+
+def _places(users: Any, times: Any, count: int, max_steps: int | None) -> _Places:
+    """Place rows that are sorted by user and time: a slate for each pair of them."""
+    same = np.zeros(len(users), dtype=bool)
+    same[1:] = (users[1:] == users[:-1]) & (times[1:] == times[:-1])
+    slate, starts = np.cumsum(~same) - 1, np.flatnonzero(~same)
+    slot = np.arange(len(users)) - starts[slate] + 1
+    owner = users[starts]
+    step = np.arange(len(starts)) - np.searchsorted(owner, np.arange(count))[owner]
+    if max_steps is not None:
+        step = step - np.maximum(np.bincount(owner, minlength=count) - max_steps, 0)[owner]
+    kept = np.flatnonzero(step[slate] >= 0)
+    return _Places(kept, users[kept], step[slate][kept], slot[kept])
+
+
+def _check_clicks(
+    table: pd.DataFrame, clicked: Any, at: tuple[Ints, ...], names: tuple[str, str]
+) -> None:
+    """See that no slate has two clicks."""
+    hits = pd.DataFrame({"user": at[0][clicked], "step": at[1][clicked]})
+    again = hits.duplicated().to_numpy()
+    if again.any():
+        row = table[clicked].iloc[int(again.argmax())]
+        raise DataError(
+            f"from_frame: expected at most one click in a slate, user {row[names[0]]!r} has more "
+            f"at {names[1]} {row[names[1]]!r}; keep the first"
+        )
 
 
 def _table(frame: Any, columns: Sequence[str | None]) -> pd.DataFrame:
@@ -183,24 +202,21 @@ def _groups(labels: Sequence[Any], groups: Mapping[Any, Any] | pd.Series | None)
     return np.array([PAD, NO_CLICK, UNK, *(number.get(name, rest) for name in found)])
 
 
-def _kinds(
-    table: pd.DataFrame, kind: str | None, starts: Any, kept: Any, at: Any, shape: tuple[int, ...]
-) -> Any:
-    """Interaction type of each step, read from the first row of each slate."""
+def _kinds(table: pd.DataFrame, kind: str | None, at: Any, shape: tuple[int, ...]) -> Any:
+    """Interaction type of each step, the same for all rows of a slate."""
     if kind is None:
         return None
-    found = table[kind].iloc[starts[kept]].map(lambda name: _KINDS.get(str(name), 0))
     kinds = np.zeros(shape, dtype=np.int64)
-    kinds[at] = found.to_numpy()
+    kinds[at] = table[kind].map(lambda name: _KINDS.get(str(name), 0)).to_numpy()
     return kinds
 
 
 def _propensities(
-    table: pd.DataFrame, propensity: str | None, rows: Any, at: Any, shape: tuple[int, ...]
+    table: pd.DataFrame, propensity: str | None, at: Any, shape: tuple[int, ...]
 ) -> Any:
     """Probability of each slot; 1 for slot 0 and for padding."""
     if propensity is None:
         return None
     found = np.ones(shape)
-    found[at] = table[propensity].to_numpy(dtype=np.float64)[rows]
+    found[at] = table[propensity].to_numpy(dtype=np.float64)
     return found
