@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
 import torch
+from support.amortised import Line
 
 import probkit as pk
 from probkit.errors import CapabilityError, DataError, NumericsWarning, ShapeError
@@ -13,7 +15,7 @@ from probkit.inference import Direct, ImportanceSampling
 from probkit.model import Batch
 from probkit.models.pfn import PFN, GPPrior, PFNGuide, PFNSize, amortize
 from probkit.models.pfn.data_sets import as_sets, one_set, waves
-from probkit.testing import ModelConformance
+from probkit.testing import GuideConformance, ModelConformance
 
 
 @pytest.fixture(scope="module")
@@ -127,11 +129,15 @@ def test_a_network_survives_its_file(briefly, tmp_path):
         PFNGuide.load(path)
 
 
+@functools.cache
+def small_process():
+    return amortize(GPPrior(rows=10), "tiny", steps=30, bars=60, rng=0)
+
+
 class TestPredictorConformance(ModelConformance):
     def problem(self):
-        net = amortize(GPPrior(rows=10), "tiny", steps=30, bars=60, rng=0)
         x = torch.linspace(0, 1, 6)[:, None]
-        return net, (x, (3 * x[:, 0]).sin()), torch.tensor([[0.15], [0.5], [0.9]])
+        return small_process(), (x, (3 * x[:, 0]).sin()), torch.tensor([[0.15], [0.5], [0.9]])
 
 
 # ------------------------------------------------------------------------------------------ guides
@@ -153,6 +159,18 @@ def test_the_density_of_a_guide_is_that_of_its_draws(brief_guide, line):
     error = weights.std() / math.sqrt(len(weights))
     assert error < 0.1
     assert abs(weights.mean() - 1) < 4 * error
+
+
+@functools.cache
+def hardly_trained():
+    return amortize(Line(), "tiny", target="latents", steps=5, bars=30, rng=0)
+
+
+class TestGuideConformance(GuideConformance):
+    def problem(self):
+        model = Line()
+        _, (x, y) = model.sample_dataset(1, rng=4)
+        return hardly_trained(), model, (x[0], y[0])
 
 
 def test_a_guide_gives_posteriors_and_proposals(brief_guide, line, tmp_path):
