@@ -41,29 +41,19 @@ def kernels(rough: bool = False) -> list[Any]:
 
 def candidates() -> dict[str, Any]:
     """Return the structures that inner validation chooses from."""
-    from probkit.models.funbat import (
-        FunBaT,
-        LogWarp,
-        StudentTNoise,
-        additive,
-        interactions,
-        masked_terms,
-    )
+    from probkit.models.funbat import FunBaT, LogWarp, StudentTNoise, additive
 
     fixed = {"learn_hyperparameters": False}
     pairs = additive(3)
-    two = masked_terms(pairs, interactions(3))
     heavy = {"noise": StudentTNoise(), "kernels": kernels()}
     return {
         "CP 3, rough": FunBaT(3, kind="cp", kernels=kernels(rough=True), **fixed),
         "CP 3": FunBaT(3, kind="cp", kernels=kernels(), **fixed),
-        "Tucker 2": FunBaT(2, kernels=kernels(), **fixed),
         "pairs": FunBaT(kind="cp", masks=pairs, kernels=kernels()),
         "pairs, log, Student-t": FunBaT(kind="cp", masks=pairs, warp=LogWarp(), **heavy),
         "pairs, log near zero, Student-t": FunBaT(
             kind="cp", masks=pairs, warp=LogWarp(margin=0.1), **heavy
         ),
-        "pairs twice, log, Student-t": FunBaT(kind="cp", masks=two, warp=LogWarp(), **heavy),
     }
 
 
@@ -93,6 +83,15 @@ def score(post: Any, index: Any, y: Any) -> dict[str, float]:
     from probkit.models.funbat.selection import score_predictions
 
     return score_predictions(post.predict(index), torch.as_tensor(y))
+
+
+def each(post: Any) -> list[Any]:
+    """Return a posterior of each of the fits that ``post`` averages."""
+    from dataclasses import replace
+
+    return [
+        replace(post, source=replace(post.source, params=[params])) for params in post.source.params
+    ]
 
 
 def day_means(index: Any, y: Any) -> tuple[Any, Any]:

@@ -40,7 +40,9 @@ def _evaluate(quick: bool) -> list[Value]:
     values = [Value("RMSE, day means interpolated", line)]
     found = {}
     for name, model in _models().items():
-        found[name] = score(fit(model, x, y, rng=0, seeds=1 if quick else 3), x_test, y_test)
+        found[name] = score(
+            fit(model, x, y, rng=0, seeds=1 if quick else 2, sweeps=30), x_test, y_test
+        )
         print(f"  {name}: {found[name]}", file=sys.stderr, flush=True)
         values += [
             Value(f"RMSE, {name}", found[name]["rmse"]),
@@ -50,7 +52,7 @@ def _evaluate(quick: bool) -> list[Value]:
         TensorData(x, y, MODES),
         _models(),
         rng=0,
-        sampler=MessagePassing(sweeps=40),
+        sampler=MessagePassing(sweeps=25),
         seeds=1,
         withhold="day",
         block=_LENGTH / DAYS,

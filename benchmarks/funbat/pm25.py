@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from benchmarks.funbat import _peers
-from benchmarks.funbat._pm25 import MODES, candidates, fit, read, score
+from benchmarks.funbat._pm25 import MODES, candidates, each, fit, read, score
 from benchmarks.harness.spec import Quality, Value
 
 _SEEDS = 5
@@ -27,24 +27,23 @@ def _median(scores: list[dict[str, float]], name: str) -> float:
     return statistics.median(one[name] for one in scores)
 
 
-def _chosen(split: _peers.Split, seeds: int) -> tuple[str, dict[str, float], Any]:
-    """Choose by one inner split of the training entries; score ``seeds`` averaged fits."""
+def _chosen(split: _peers.Split, seeds: int) -> tuple[str, Any]:
+    """Choose by one inner split of the training entries; fit ``seeds`` times."""
     from probkit.inference.passing import MessagePassing
     from probkit.models.funbat import TensorData
     from probkit.models.funbat.selection import choose_structure
 
-    x, y, x_test, y_test = split
+    x, y, _, _ = split
     choice = choose_structure(
         TensorData(x, y, MODES),
         candidates(),
         rng=0,
-        sampler=MessagePassing(sweeps=40),
+        sampler=MessagePassing(sweeps=25),
         seeds=1,
         refit=False,
     )
     _say(f"inner validation:\n{choice.scores.round(4).to_string()}")
-    post = fit(choice.model, x, y, rng=1, seeds=seeds)
-    return choice.name, score(post, x_test, y_test), choice.model
+    return choice.name, fit(choice.model, x, y, rng=1, seeds=seeds, sweeps=30)
 
 
 def _evaluate(quick: bool) -> list[Value]:
@@ -62,7 +61,7 @@ def _evaluate(quick: bool) -> list[Value]:
     _say(f"{rows} {svgp}")
 
     model = candidates()["CP 3"]
-    fits = [score(fit(model, x, y, rng=seed), x_test, y_test) for seed in range(_SEEDS)]
+    fits = [score(one, x_test, y_test) for one in each(fit(model, x, y, rng=0, seeds=_SEEDS))]
     _say(f"CP 3: {fits}")
     values += [
         Value(
@@ -74,8 +73,9 @@ def _evaluate(quick: bool) -> list[Value]:
         Value("90 % coverage, CP of rank 3, median of 5 seeds", _median(fits, "coverage")),
     ]
 
-    name, averaged, model = _chosen(first, _SEEDS)
-    fits = [score(fit(model, x, y, rng=seed), x_test, y_test) for seed in range(_SEEDS)]
+    name, post = _chosen(first, _SEEDS)
+    averaged = score(post, x_test, y_test)
+    fits = [score(one, x_test, y_test) for one in each(post)]
     _say(f"{name}: {fits}, averaged {averaged}")
     note = f"chosen by inner validation: {name}"
     values += [
@@ -100,7 +100,9 @@ def _evaluate(quick: bool) -> list[Value]:
         return values
     folds = [averaged]
     for fold in range(1, 5):
-        name, scores, _ = _chosen(_split(fold), 3)
+        split = _split(fold)
+        name, post = _chosen(split, 2)
+        scores = score(post, *split[2:])
         _say(f"fold {fold}, {name}: {scores}")
         folds.append(scores)
     for key, text in (
