@@ -12,19 +12,25 @@ if TYPE_CHECKING:
         StudentTUpperConfidenceBound,
     )
     from probkit.bo.calibration import Calibration
+    from probkit.bo.domain import Domain
     from probkit.bo.evaluation import Measurement, Pruned
     from probkit.bo.optuna_sampler import ProbkitSampler
     from probkit.bo.outcomes import Constraint
     from probkit.bo.parameters import Categorical, Float, Int
+    from probkit.bo.policy import Goal, acquisition_for, maximise
     from probkit.bo.space import Space
     from probkit.bo.study import Study
+    from probkit.bo.surrogates import ExactEnsembleSampler, make_surrogate
     from probkit.bo.trials import Trial
 
 _HOME = {
     "Calibration": "calibration",
     "Categorical": "parameters",
     "Constraint": "outcomes",
+    "Domain": "domain",
+    "ExactEnsembleSampler": "surrogates",
     "Float": "parameters",
+    "Goal": "policy",
     "Int": "parameters",
     "LogStudentTExpectedImprovement": "acquisition",
     "Measurement": "evaluation",
@@ -35,13 +41,19 @@ _HOME = {
     "StudentTUpperConfidenceBound": "acquisition",
     "Study": "study",
     "Trial": "trials",
+    "acquisition_for": "policy",
+    "make_surrogate": "surrogates",
+    "maximise": "policy",
 }
 
 __all__ = [
     "Calibration",
     "Categorical",
     "Constraint",
+    "Domain",
+    "ExactEnsembleSampler",
     "Float",
+    "Goal",
     "Int",
     "LogStudentTExpectedImprovement",
     "Measurement",
@@ -52,6 +64,9 @@ __all__ = [
     "StudentTUpperConfidenceBound",
     "Study",
     "Trial",
+    "acquisition_for",
+    "make_surrogate",
+    "maximise",
 ]
 
 

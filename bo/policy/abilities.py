@@ -29,6 +29,7 @@ class Need:
         posterior: Form of posterior it needs: "any", "normal", "student" (normal, Student-t or a
             mixture of either), "draws" or "normal or draws".
         fantasies: Whether it conditions the surrogate on outcomes that it imagines.
+        functions: Whether it draws whole functions.
         objectives: "one" or "several".
         constraints: Whether it can keep bounds: "no", "may" or "must" (there is one).
         batch: Whether it values several points together, and sees pending ones.
@@ -37,6 +38,7 @@ class Need:
 
     posterior: str = "any"
     fantasies: bool = False
+    functions: bool = False
     objectives: str = "one"
     constraints: str = "no"
     batch: bool = True
@@ -54,7 +56,7 @@ ACQUISITIONS: Mapping[str, Need] = {
     "q_log_nei": Need(constraints="may"),
     "q_ucb": Need(),
     "q_simple_regret": Need(),
-    "thompson": Need("normal or draws"),
+    "thompson": Need("normal or draws", functions=True),
     "kg": Need("normal", fantasies=True),
     "mes": Need("normal", fantasies=True),
     "gibbon": Need("normal", fantasies=True),
@@ -75,11 +77,13 @@ class Abilities:
         posterior: "normal", "student", "draws" or "other".
         fantasies: Whether it can be conditioned on imagined outcomes.
         outputs: Number of outputs.
+        functions: Whether draws of whole functions can be had.
     """
 
     posterior: str
     fantasies: bool
     outputs: int
+    functions: bool = False
 
 
 def abilities_of(model: Model, X: Tensor) -> Abilities:
@@ -96,7 +100,12 @@ def abilities_of(model: Model, X: Tensor) -> Abilities:
         forms = posterior.posteriors
     kinds = {_form(part) for part in forms}
     form = kinds.pop() if len(kinds) == 1 else "other"
-    return Abilities(form, _has_fantasies(model), int(posterior._extended_shape()[-1]))
+    return Abilities(
+        posterior=form,
+        fantasies=_has_fantasies(model),
+        outputs=int(posterior._extended_shape()[-1]),
+        functions=form == "draws" or isinstance(model, GPyTorchModel | ModelListGP),
+    )
 
 
 def _form(posterior: object) -> str:
@@ -148,6 +157,8 @@ def _obstacles(
         found.append(f"needs a posterior that is {need.posterior}, not {abilities.posterior}")
     if need.fantasies and not abilities.fantasies:
         found.append("needs a surrogate that can be conditioned on imagined outcomes")
+    if need.functions and not abilities.functions:
+        found.append("needs a surrogate that draws whole functions")
     several = len(goal.objectives) > 1
     if several != (need.objectives == "several"):
         found.append(f"takes {need.objectives} objective(s), not {len(goal.objectives)}")

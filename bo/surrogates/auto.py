@@ -146,9 +146,10 @@ class StackedSurrogate(Model):
         Returns:
             A mixture of normals; members of ensembles are components without spread.
         """
+        models: Any = self.models
         parts = [
             _components(model.posterior(X, observation_noise=observation_noise), weight)
-            for model, weight in zip(self.models, self.weights, strict=True)
+            for model, weight in zip(models, self.weights, strict=True)
         ]
         loc, root, log_weights = (torch.cat(column) for column in zip(*parts, strict=True))
         result = PredictivePosterior(loc, root, log_weights)

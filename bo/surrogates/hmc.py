@@ -95,11 +95,11 @@ class HMCSurrogate(NetworkSurrogate):
             effective = float(ess_from_log_weights(weights, 0))
             if effective >= 0.5 * len(weights):
                 assert previous is not None
-                post = _reused(model, pair, old, weights)
+                reused = _reused(model, pair, old, weights)
                 report = {"ess": effective, "sampled": 0.0, "fallback": 0.0}
-                state = _state(model, post, float(previous["step_size"]))
+                state = _state(model, reused, float(previous["step_size"]))
                 return PosteriorSurrogate(
-                    post, encode, transform, warm_state=state, diagnostics=report
+                    reused, encode, transform, warm_state=state, diagnostics=report
                 )
         post = self._sample(model, pair, old, weights, previous, seed)
         if post is None:

@@ -43,6 +43,7 @@ def test_leaving_one_out_is_predicting_it_from_the_rest(name):
     )
 
 
+@pytest.mark.slow
 def test_leaving_one_out_of_draws_is_importance_sampling():
     """Where weights are nearly equal, smoothing changes little: noise is large here."""
     x, y = _data()
