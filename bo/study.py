@@ -17,7 +17,7 @@ from probkit.bo.outcomes import Constraint, Outcomes
 from probkit.bo.space import Params, Space
 from probkit.bo.storage import Busy, Storage
 from probkit.bo.trials import STATUSES, Status, Trial
-from probkit.errors import DataError
+from probkit.errors import DataError, ShapeError
 from probkit.rng import Rng, seed_of, stream
 
 if TYPE_CHECKING:
@@ -372,7 +372,7 @@ class Study:
             The study itself.
 
         Raises:
-            DataError: ``n`` below 0.
+            DataError: ``n`` below 0, or values that cannot be told, such as NaN, unless caught.
             Exception: What the objective raised, unless caught.
         """
         if isinstance(n, bool) or not isinstance(n, int) or n < 0:
@@ -392,7 +392,7 @@ class Study:
         for trial, found in evaluations(
             objective, next_trials(), executor=executor, workers=workers, retries=retries
         ):
-            told = self._tell_evaluated(trial, found)
+            told, found = self._tell_evaluated(trial, found)
             if found.status == "failed" and not _is_caught(found, catch):
                 failure, stopped = failure or found, True  # what runs is still told
             if callback is not None and callback(self, told):
@@ -401,13 +401,16 @@ class Study:
             raise failure.exception or RuntimeError(f"the objective failed: {failure.error}")
         return self
 
-    def _tell_evaluated(self, trial: Trial, found: Evaluated) -> Trial:
-        if found.status == "complete":
-            return self.tell(trial, found.value, found.var)
-        if found.status == "pruned":
-            return self.tell(trial, found.value, status="pruned")
+    def _tell_evaluated(self, trial: Trial, found: Evaluated) -> tuple[Trial, Evaluated]:
+        """Tell what an objective gave; values that cannot be told, such as NaN, are a failure."""
+        if found.status != "failed":
+            status: Status = "pruned" if found.status == "pruned" else "complete"
+            try:
+                return self.tell(trial, found.value, found.var, status=status), found
+            except (DataError, ShapeError) as error:
+                found = Evaluated("failed", error=str(error), exception=error)
         _log.warning("trial %d failed: %s", trial.number, found.error)
-        return self.tell(trial, status="failed", error=found.error)
+        return self.tell(trial, status="failed", error=found.error), found
 
     # ------------------------------------------------------------------ results
 

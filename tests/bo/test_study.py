@@ -212,6 +212,19 @@ def test_an_error_of_the_objective_is_told_and_raised():
     assert study.trials[0].error == "KeyError: 'typo'"
 
 
+def test_a_value_that_is_none_is_a_failure():
+    study = study_of()
+
+    def diverges(params):
+        return math.nan if params["x"] > 2.5 else branin(params)
+
+    with pytest.raises(DataError, match=r"value of 'loss': expected a finite number, got nan"):
+        study.optimize(diverges, 4)
+    assert study.trials[-1].status == "failed" and "got nan" in study.trials[-1].error
+    study.optimize(diverges, 3, catch=DataError)
+    assert not study.pending and len(study) > 3
+
+
 def test_objectives_may_prune_and_may_say_how_noisy_they_are():
     study = study_of(noise="auto")
 
