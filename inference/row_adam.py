@@ -49,7 +49,7 @@ class RowAdam:
 
     def __init__(self, table: Mapping[str, Tensor], moments: Any, ranks: Ranks) -> None:
         self._shapes = {name: tuple(value.shape[1:]) for name, value in table.items()}
-        self._values = torch.cat([value.detach().flatten(1) for value in table.values()], 1)
+        self._values = torch.cat([v.detach().reshape(len(v), -1) for v in table.values()], 1)
         self._ranks = ranks
         if moments is None:
             size = len(self._values)

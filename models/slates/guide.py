@@ -14,6 +14,7 @@ from torch.distributions import Distribution, Normal
 from probkit.errors import DataError
 from probkit.files import storable
 from probkit.guide import Guide, LogQ, Params
+from probkit.loader import Sized
 from probkit.model import Batch, Values
 from probkit.models.slates.amortise import amortised_moments
 from probkit.models.slates.batch_plan import (
@@ -130,7 +131,7 @@ class SlateMeanField(Guide):
         """
         generator = stream(rng, "guide", device=data.device)
         sites = model.sites(data)
-        start = model.initial_values(data, 1, rng=generator)
+        start = model.starting_points(data, 1, rng=generator)
         laws = model.laws(data)
         params: dict[str, Any] = {}
         for name, value in start.items():
@@ -139,7 +140,7 @@ class SlateMeanField(Guide):
             params[name] = {"loc": free, "log_scale": torch.full_like(free, scale)}
         if "user_init" in sites:
             params["user_init"] = self._user_params(model, sites, params["user_init"])
-        if self._divergence(model) == "inclusion":
+        if self._divergence(model) == "inclusion" and not isinstance(model, Sized):
             counts = users_of_items(model, data)
             unseen = (counts == 0).nonzero()[:, 0]
             params["exposure"] = {"users": counts.int(), "unseen": unseen}

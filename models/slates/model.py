@@ -495,7 +495,11 @@ class SlateGRU(Model):
     # ---------------------------------------------------------------- defaults of inference
 
     def initial_values(self, data: SlateLog, n: int, *, rng: torch.Generator) -> dict[str, Tensor]:
-        """Return starting points [n, *site]: small random vectors, priors' medians elsewhere."""
+        """Return starting points [n, *site]."""
+        return self.starting_points(data, n, rng=rng)
+
+    def starting_points(self, data: SlateLog, n: int, *, rng: torch.Generator) -> dict[str, Tensor]:
+        """Return points [n, *site]: small random vectors, the priors' medians elsewhere."""
         device = data.device
 
         def noise(*shape: int) -> Tensor:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Categorical
 
 from probkit.data import as_tensor
 from probkit.errors import CapabilityError, DataError, ShapeError
+from probkit.models.nngp_classification.labels import LabelLaw
 from probkit.models.slates.ids import FIRST_ITEM, NO_CLICK, PAD
 from probkit.models.slates.parameter_draws import (
     ParameterDraws,
@@ -154,7 +154,7 @@ def predict_clicks(
             return Empirical(read)
         log_probs = drawn.log_probs(read[:, :, :-1], _filled(x.slate))
     weights = torch.zeros(drawn.n, dtype=model.dtype, device=log_probs.device)
-    return Mixture(Categorical(logits=log_probs, validate_args=False), weights, ("user", "step"))
+    return Mixture(LabelLaw(logits=log_probs, validate_args=False), weights, ("user", "step"))
 
 
 def _parameters(post: Posterior, draws: int | None, rng: Rng | None) -> ParameterDraws:
