@@ -50,7 +50,10 @@ class History(NamedTuple):
 class Beliefs(Protocol):
     """What is believed of items and users."""
 
-    model: SlateGRU
+    @property
+    def model(self) -> SlateGRU:
+        """The model."""
+        ...
 
     def best(self, history: History, pool: Tensor, size: int, exclude: Tensor) -> TopItems:
         """Return the best items [user, rank] at the posterior mean."""

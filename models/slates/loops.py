@@ -192,8 +192,7 @@ def newcomer_loop(
         if report is not None:
             report(number, sum(row[1] for row in rows[-start.steps :]) / start.steps)
     per_round = [
-        (sum(row[0] for row in part), *(sum(row[k] for row in part) / len(part) for k in (1, 2, 3)))
-        for part in (rows[i : i + start.steps] for i in range(0, len(rows), start.steps))
+        _joined(rows[first : first + start.steps]) for first in range(0, len(rows), start.steps)
     ]
     return _result(per_round, log, post)
 
@@ -252,6 +251,13 @@ def _strangers(users: int, size: int, like: SlateLog) -> SlateLog:
         n_items=like.n_items,
         check=False,
     )
+
+
+def _joined(rows: list[_Row]) -> _Row:
+    """One row from those of a round: clicks add up, the rest is averaged."""
+    clicks, *others = zip(*rows, strict=True)
+    rate, best, groups = (sum(values) / len(rows) for values in others)
+    return sum(clicks), rate, best, groups
 
 
 def _check(rounds: int, size: int, start: SlateLog) -> None:
