@@ -54,8 +54,15 @@ slow: $(VENV)/.stamp-test  ## the slow tests, notebooks and wheel apart
 wheel: $(VENV)/.stamp-test  ## build wheel and sdist, install the wheel elsewhere, use it
 	$(PYTEST) -m slow tests/packaging
 
-gpu: $(VENV)/.stamp-test  ## the tests that need a CUDA device
-	$(PYTEST) -m gpu
+# PYTHON= names an interpreter whose packages include a CUDA build of torch; they are kept, and the
+# constraints of the CPU build are left out.
+gpu:  ## tests and benchmarks on a CUDA device: make gpu PYTHON=/path/to/python
+	$(PYTHON) -m venv --system-site-packages .venv-gpu
+	.venv-gpu/bin/python -m pip install --quiet --editable ".[test]"
+	.venv-gpu/bin/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "no CUDA device: PYTHON= must name a Python with a CUDA build of torch")'
+	.venv-gpu/bin/python -m pytest -m gpu
+	.venv-gpu/bin/python -m benchmarks run --gpu
+	.venv-gpu/bin/python -m benchmarks report
 
 bench: $(VENV)/.stamp-test  ## the benchmarks, side by side with peers, and their tables
 	$(BIN)/python -m benchmarks run

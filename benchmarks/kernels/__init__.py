@@ -1,0 +1,1 @@
+"""Large kernels: fused CUDA kernels, products without a matrix, exact GPs by iteration."""
