@@ -2,7 +2,7 @@
 
 Run it in the environment ``benchmarks/envs/obp`` (its requirements file tells how it is made)::
 
-    benchmarks/envs/obp/bin/python benchmarks/slates/obp_fixture.py tests/data/slates
+    benchmarks/envs/obp/bin/python benchmarks/slates/_obp_fixture.py tests/data/slates
 
 2,000 slates of 3 out of 6 items, two context variables, cascade clicks; the target policy draws
 slates uniformly without replacement. The log holds propensities of the logging policy only up to
