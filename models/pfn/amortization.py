@@ -11,7 +11,7 @@ import torch
 
 from probkit._version import __version__
 from probkit.errors import CapabilityError, DataError
-from probkit.model import lacks
+from probkit.model import Site, lacks
 from probkit.models.pfn.bars import borders_from_sample
 from probkit.models.pfn.data_sets import Encode, SetScaling, as_sets
 from probkit.models.pfn.latent_guide import PFNGuide, continuous_sites
@@ -21,6 +21,7 @@ from probkit.models.pfn.set_tasks import LatentTask, RowTask, latent_scaling, ve
 from probkit.models.pfn.training import TrainingPlan, train
 from probkit.rng import Rng, seed_of, stream
 from probkit.sampler import Info
+from probkit.tree import map_tensors
 from probkit.unconstrained import Unconstrained
 
 __all__ = ["amortize"]
@@ -149,13 +150,15 @@ def amortize(
         plan = TrainingPlan(steps=steps, batch=batch, lr=rate)
     features, targets = x.shape[-1] * (1 + 2 * octaves[0]), 1 + 2 * octaves[1]
     task: RowTask | LatentTask
+    sites: dict[str, Site] = {}
     if target == "predictions":
         sample = scaling.y(y)
         borders = borders_from_sample(sample, bars, tail=_tail(sample.numel()))
         shape = replace(shape, features=features, bars=bars, targets=targets)
         task = RowTask(model, borders, scaling, queries, most, octaves, encode)
     else:
-        transform = Unconstrained(continuous_sites(model, None))
+        sites = continuous_sites(model, _first(model, data))
+        transform = Unconstrained(sites)
         flat = transform.flatten(values)
         shift, scale = latent_scaling(flat)
         sample = (flat.float() - shift) / scale
@@ -163,7 +166,7 @@ def amortize(
         shape = replace(shape, features=features + len(shift), bars=bars, targets=targets)
         if fewest is not None and not 0 <= fewest <= y.shape[1]:
             raise DataError(f"fewest: expected 0 to {y.shape[1]} rows, got {fewest}")
-        task = LatentTask(model, borders, scaling, shift, scale, fewest, octaves, encode)
+        task = LatentTask(model, transform, borders, scaling, shift, scale, fewest, octaves, encode)
     net = PFNNetwork(shape, generator=stream(seed, "weights"))
     run = train(net, task, plan, rng=seed, checkpoint=checkpoint, callbacks=callbacks)
     net.cpu().requires_grad_(False)
@@ -178,8 +181,16 @@ def amortize(
     if isinstance(task, RowTask):
         count = y.shape[1] - 1 if most is None else most
         return PFN(net, task.borders, scaling, name, count, card, encode)
-    names = tuple(continuous_sites(model, None))
+    names = tuple(sites)
     return PFNGuide(net, task.borders, scaling, task.shift, task.scale, names, name, card, encode)
+
+
+def _first(model: Any, data: Any) -> Any:
+    """Return the first of the pilot's data sets, for models whose sites depend on data."""
+    pick = getattr(model, "pick_dataset", None)
+    if callable(pick):
+        return pick(data, 0)
+    return map_tensors(lambda t: t[0] if t.dim() and len(t) == _PILOT else t, data)
 
 
 def _shape(network: str | PFNSize) -> PFNSize:

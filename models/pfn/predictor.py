@@ -94,6 +94,15 @@ class PFN(Model):
         """Check one data set (x [row, feature], y [row])."""
         return one_set(data, self.features, self.encode)
 
+    def _prepared(self, data: Any) -> bool:
+        """Whether ``prepare`` has made the data what they are, so that ``encode`` is done."""
+        if not isinstance(data, tuple) or len(data) != 2:
+            return False
+        x, y = data
+        if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+            return False
+        return x.shape == (*y.shape, self.features) and x.dtype == y.dtype == torch.float32
+
     def condition(self, data: Any, hyper: Values | None = None) -> Posterior:
         """Return the posterior given ``data``; nothing is computed before a prediction.
 
@@ -104,7 +113,7 @@ class PFN(Model):
             raise CapabilityError(
                 f"a PFN integrates its hyper-parameters out; got {', '.join(hyper)}"
             )
-        x, y = self.prepare(data)
+        x, y = data if self._prepared(data) else self.prepare(data)
         if len(y) > self.most > 0:
             warnings.warn(
                 f"{len(y)} rows, but the network has seen at most {self.most} in training; "

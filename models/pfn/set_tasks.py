@@ -97,6 +97,7 @@ class LatentTask:
 
     Attributes:
         model: Source of values and data sets.
+        transform: Map of the model's values to unconstrained coordinates.
         borders: [bar + 1] borders for scaled coordinates.
         scaling: Shifts and scales of the data.
         shift: [coordinate] shift of the unconstrained latents.
@@ -107,6 +108,7 @@ class LatentTask:
     """
 
     model: Any
+    transform: Unconstrained
     borders: Tensor
     scaling: SetScaling
     shift: Tensor
@@ -123,7 +125,7 @@ class LatentTask:
     def block(self, n: int, *, rng: torch.Generator) -> tuple[Tensor, ...]:
         """Simulate x [n, row, feature], y [n, row] and latents [n, coordinate], all scaled."""
         values, x, y = _scaled_sets(self.model, n, self.scaling, self.encode, rng)
-        flat = Unconstrained(self.model.sites(None)).flatten(values)
+        flat = self.transform.flatten(values)
         return x, y, ((flat.float() - self.shift) / self.scale).to(rng.device)
 
     def loss(

@@ -185,6 +185,31 @@ def test_a_guide_gives_posteriors_and_proposals(brief_guide, line, tmp_path):
     assert brief_guide.coordinate_laws((x[0], y[0])).batch_shape == (3,)
 
 
+def test_a_pyro_program_is_compiled_as_well():
+    import pyro
+    import pyro.distributions as dist
+
+    def program(x, y=None):
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        with pyro.plate("row", len(x)):
+            pyro.sample("obs", dist.Normal(slope * x, 0.3), obs=y)
+
+    x = torch.linspace(-1, 1, 8)
+    model = pk.FromPyro(program, observed={"y": "obs"}, inputs={"x": x})
+
+    def rows(data):
+        return data["x"], data["y"]
+
+    guide = amortize(
+        model, "tiny", target="latents", steps=150, bars=40, batch=32, encode=rows, rng=0
+    )
+    post = pk.infer(model, {"x": x, "y": 0.8 * x}, Direct(), guide=guide, rng=0)
+    assert abs(post.sample(500, rng=0)["slope"].mean() - 0.8) < 0.4  # the prior's mean is 0
+    net = amortize(model, "tiny", steps=20, bars=30, encode=rows, rng=0)
+    law = pk.infer(net, {"x": x[:5], "y": x[:5]}, rng=0).predict(x[5:, None])
+    assert law.mean.shape == (3,)
+
+
 def test_a_guide_survives_its_file(brief_guide, line, tmp_path):
     path = tmp_path / "guide.safetensors"
     brief_guide.save(path)
