@@ -87,7 +87,7 @@ def _decisions(ctx: DemoContext, found: dict[str, Any]) -> None:
     step = 12
     history = log[held].before(step)
     state = place.states(log.click)[held, step]
-    policies = {
+    policies: dict[str, Any] = {
         "greedy": Greedy(),
         "Thompson": Thompson(),
         "in-slate Thompson": InSlateThompson(),
@@ -182,7 +182,7 @@ def _learning(ctx: DemoContext) -> None:
         return SVI(steps=steps, lr=0.05, decay=0.3, particles=1, evidence_draws=1)
 
     curves = {}
-    policies = {
+    policies: dict[str, Any] = {
         "greedy": Greedy(),
         "Thompson": Thompson(),
         "in-slate Thompson": InSlateThompson(),

@@ -34,7 +34,9 @@ def read_finn(folder: Path, *, cache: Path | None, check: bool) -> SlateLog:
         _check_users(users, found["click"].shape[0])
         if not np.array_equal(users, np.arange(len(users))):
             labels["user"] = users.tolist()
-    tensors = {name: torch.from_numpy(_native(array)) for name, array in arrays.items()}
+    tensors: dict[str, Any] = {
+        name: torch.from_numpy(_native(array)) for name, array in arrays.items()
+    }
     return SlateLog(
         **tensors,
         groups=groups,
@@ -75,7 +77,9 @@ def stream_finn(folder: str | Path, batch_size: int) -> Loader:
         for arrays in stream_members(chosen, batch_size):
             count = len(arrays["click"])
             index = torch.arange(start, start + count)
-            tensors = {name: torch.from_numpy(_native(a)).long() for name, a in arrays.items()}
+            tensors: dict[str, Any] = {
+                name: torch.from_numpy(_native(a)).long() for name, a in arrays.items()
+            }
             log = SlateLog(
                 **tensors,
                 groups=groups,

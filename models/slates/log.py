@@ -68,17 +68,17 @@ class SlateLog:
         (1, 6, [[2, 0]])
     """
 
-    slate: Tensor
-    click: Tensor
-    click_idx: Tensor = None  # type: ignore[assignment]
-    slate_lengths: Tensor = None  # type: ignore[assignment]
-    interaction_type: Tensor = None  # type: ignore[assignment]
-    groups: Tensor = None  # type: ignore[assignment]
-    train: Tensor = None  # type: ignore[assignment]
-    part: Tensor = None  # type: ignore[assignment]
-    n_items: int = None  # type: ignore[assignment]
-    propensity: Tensor | None = None
-    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    slate: Any
+    click: Any
+    click_idx: Any = None
+    slate_lengths: Any = None
+    interaction_type: Any = None
+    groups: Any = None
+    train: Any = None
+    part: Any = None
+    n_items: Any = None
+    propensity: Any = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
     labels: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     check: bool = True
 
@@ -344,7 +344,7 @@ class SlateLog:
             )
         steps, slots = max(self.steps, other.steps), max(self.slots, other.slots)
         parts = [one._widened(steps, slots) for one in (self, other)]
-        both = {
+        both: dict[str, Any] = {
             name: torch.cat([p[name] for p in parts])
             for name in parts[0]
             if parts[0][name] is not None and parts[1][name] is not None
