@@ -1,6 +1,6 @@
 """The network beside sampled posteriors, on common curves of the prior.
 
-The sampled scores are read from ``reference.jsonl``, which :mod:`benchmarks.pfn.reference` fills.
+The sampled scores are read from ``reference.jsonl``, which :mod:`benchmarks.pfn._reference` fills.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def _network_scores(lc: Any, y: Any, cut: int) -> Any:
 def _evaluate(quick: bool) -> list[Value]:
     import numpy as np
 
-    from benchmarks.pfn.reference import CUTS, common_curves, entries
+    from benchmarks.pfn._reference import CUTS, common_curves, entries
     from probkit.models.pfn import LearningCurvePFN
 
     stored = entries()
     if not stored:
-        raise Unavailable("run python -m benchmarks.pfn.reference first")
+        raise Unavailable("run python -m benchmarks.pfn._reference first")
     lc = LearningCurvePFN.load(out_of_prior="ignore")
     y = common_curves(1 + max(one["curve"] for one in stored))
     values = []

@@ -29,6 +29,9 @@ from probkit.rng import Rng, stream
 __all__ = ["PolishedCurve", "curve_posterior", "polish", "sampled_scores"]
 
 
+_BORDER_SAMPLE = 40_000  # numbers that the borders of polished bars are chosen from
+
+
 @dataclass(frozen=True)
 class PolishedCurve:
     """A curve extrapolated by sampling its parameters.
@@ -138,7 +141,10 @@ def polish(
         curves.grid_t[0, :count], curves.normalized[0, :count], n=n, runs=runs, rng=rng
     )
     law = _components(post, (steps / curves.every).clamp(1, GRID))
-    noise = torch.randn(law.loc.shape, generator=stream(rng, "bars"), dtype=law.loc.dtype)
+    repeats = -(-_BORDER_SAMPLE // law.loc.numel())
+    noise = torch.randn(
+        (repeats, *law.loc.shape), generator=stream(rng, "bars"), dtype=law.loc.dtype
+    )
     borders = borders_from_sample(law.loc + law.scale * noise, bars, floor=0.05)
     flat = Normal(law.loc.flatten(0, 1), law.scale.flatten(0, 1), validate_args=False)
     equal = torch.full((flat.loc.shape[0],), -math.log(flat.loc.shape[0]), dtype=flat.loc.dtype)

@@ -25,7 +25,12 @@ from probkit.model import Model, Site, Values
 from probkit.models.pfn.bars import BarDistribution
 from probkit.models.pfn.curve_predictive import CurvePredictive
 from probkit.models.pfn.curve_prior import CurvePrior
-from probkit.models.pfn.curve_task import encode_epochs, encode_metric
+from probkit.models.pfn.curve_task import (
+    EPOCH_FEATURES,
+    METRIC_FEATURES,
+    encode_epochs,
+    encode_metric,
+)
 from probkit.models.pfn.curves import GRID, Curves
 from probkit.models.pfn.network import PFNNetwork, PFNSize
 from probkit.models.pfn.normalizer import CurveNormalizer
@@ -103,7 +108,13 @@ class LearningCurvePFN(Model):
         file = load_weights(path or DEFAULT_WEIGHTS, prior=CurvePrior().version)
         if file.borders is None:
             raise DataError(f"{str(path)!r} has no borders; expected weights with a bar head")
-        network = PFNNetwork(PFNSize(**file.network), generator=stream(0, "unused"))
+        size = PFNSize(**file.network)
+        if (size.features, size.targets) != (EPOCH_FEATURES, METRIC_FEATURES):
+            raise DataError(
+                f"{str(path)!r} encodes an epoch by {size.features} numbers and a value by "
+                f"{size.targets}, expected {EPOCH_FEATURES} and {METRIC_FEATURES}; train it anew"
+            )
+        network = PFNNetwork(size, generator=stream(0, "unused"))
         file.fill(network)
         network = network.to(device).eval().requires_grad_(False)
         return cls(network, file.borders.to(device), dict(file.card), out_of_prior)
@@ -266,7 +277,7 @@ class LearningCurvePFN(Model):
         out = torch.empty((*steps.shape, bars), device=device)
         t, y = curves.grid_t.to(device).float(), curves.normalized.to(device).float()
         query = encode_epochs((steps / curves.every).to(device).float())
-        x, value = encode_epochs(t), encode_metric(y)[..., : self.network.size.targets]
+        x, value = encode_epochs(t), encode_metric(y)
         order = curves.lengths.argsort().to(device)
         lengths = curves.lengths.to(device)
         for rows in _blocks(lengths[order], steps.shape[1]):

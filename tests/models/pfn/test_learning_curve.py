@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -120,6 +121,10 @@ def test_weights_of_another_prior_are_refused(tmp_path):
         LearningCurvePFN.load(tmp_path / "other.safetensors")
     with pytest.raises(DataError, match="expected a weight file"):
         LearningCurvePFN.load(tmp_path / "none.safetensors")
+    older = replace(file, prior=CurvePrior().version)
+    save_weights(tmp_path / "older.safetensors", older)
+    with pytest.raises(DataError, match="encodes an epoch by 2 numbers and a value by 1, expected"):
+        LearningCurvePFN.load(tmp_path / "older.safetensors")
 
 
 # ------------------------------------------------------------------ curves outside the prior

@@ -4,7 +4,7 @@ Each entry is one curve of the prior cut after some epochs, sampled by independe
 :func:`probkit.models.pfn.curve_posterior`. Entries are appended to a file as they are found, so the
 command may be stopped and given again::
 
-    python -m benchmarks.pfn.reference benchmarks/pfn/reference.jsonl --curves 100
+    python -m benchmarks.pfn._reference benchmarks/pfn/reference.jsonl --curves 100
 """
 
 from __future__ import annotations
