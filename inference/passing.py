@@ -208,5 +208,3 @@ def stack_copies(trees: list[Tree]) -> Tree:
         columns = [stack_copies(list(column)) for column in zip(*trees, strict=True)]
         return type(first)(columns)
     return first
-
-

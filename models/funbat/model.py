@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import pandas as pd
@@ -18,7 +18,7 @@ from probkit.distributions import select
 from probkit.errors import CapabilityError, DataError
 from probkit.files import storable
 from probkit.inference.message_passing import GaussianObservations, kalman_log_evidence
-from probkit.inference.passing import MessagePassing, stack_copies
+from probkit.inference.passing import MessagePassing, select_copy, stack_copies
 from probkit.kernels.state_space import Matern, StateSpace, state_space
 from probkit.model import Model, Site
 from probkit.models.funbat.data import TensorData, as_index
@@ -31,10 +31,11 @@ from probkit.models.funbat.noise import GaussianNoise, Noise, StudentTNoise
 from probkit.models.funbat.pairs import pairs_of
 from probkit.models.funbat.prediction import latent_moments, smooth_at
 from probkit.models.funbat.smoothing import make_chain
+from probkit.models.funbat.streaming import extend, sweep_order
 from probkit.models.funbat.surface import joint_law, joint_moments
 from probkit.models.funbat.sweeps import Layout, start, sweep
 from probkit.models.funbat.warps import LogWarp, warped
-from probkit.posterior import Posterior
+from probkit.posterior import Evidence, Posterior
 from probkit.predictive import Analytic, Mixture, Predictive
 from probkit.rng import Rng
 from probkit.sampler import Sampler
@@ -426,6 +427,47 @@ class FunBaT(Model):
         else:
             base = Mixture(law, torch.zeros(copies, dtype=torch.float64), ("entry",))
         return warped(base, frame["warp"])
+
+    def update(
+        self, posterior: Posterior, data: Any, *, rng: Rng | None = None, sweeps: int = 3
+    ) -> Posterior:
+        """Return the posterior given the old entries and more, at old or new coordinates.
+
+        The fit goes on from where it was: new points are smoothed in, then a few sweeps over all
+        entries follow. Units (scaling of coordinates and y) stay those of the first fit. Nothing
+        is random; ``rng`` is not used.
+
+        Args:
+            posterior: A fit of this model.
+            data: Further entries, :class:`TensorData` or a pair (index, y).
+            rng: Not needed.
+            sweeps: Number of sweeps.
+
+        Raises:
+            ShapeError: Another number of modes.
+            DataError: Modes of other names, or values that cannot be used.
+        """
+        more = self.prepare(TensorData(*data) if isinstance(data, tuple) else data)
+        old_data = posterior.context.data
+        state, old = self._fits(posterior)
+        whole = old_data.join(more)
+        layout = self.layout(whole, state)
+        order = sweep_order(old, layout)
+        with torch.no_grad():
+            state = extend(state, old, layout)
+            for _ in range(sweeps):
+                state, bound = sweep(layout, state, damping=0.0, order=order)
+        params = [select_copy(state, chain) for chain in range(len(bound))]
+        source = Fitted(self.messages_guide(whole), params)
+        return replace(
+            posterior,
+            source=source,
+            context=replace(posterior.context, data=whole),
+            marginals=source.marginals(self, whole),
+            log_evidence=Evidence(bound, "bound"),
+            sample_stats={},
+            attrs={**posterior.attrs, "updates": int(posterior.attrs.get("updates", 0)) + 1},
+        )
 
     def factor(self, post: Posterior, mode: int | str, grid: Any = None) -> Factor:
         """Trajectories of one mode along ``grid`` [point] (by default where there is data).

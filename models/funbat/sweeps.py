@@ -44,7 +44,7 @@ from probkit.numerics import safe_cholesky
 from probkit.rng import seed_of, stream
 from probkit.tree import Tree
 
-__all__ = ["Layout", "start", "sweep"]
+__all__ = ["Layout", "core_moments", "full_table", "start", "sweep"]
 
 HOLD = 6
 """Sweeps in which the noise stays small, lest a poor start be explained as noise."""
@@ -146,23 +146,28 @@ def _start_mode(layout: Layout, k: int, rngs: Sequence[torch.Generator]) -> dict
     }
 
 
-def sweep(layout: Layout, state: Tree, *, damping: float) -> tuple[Tree, Tensor]:
-    """Update every factor once; return the new state and its evidence bound [copy]."""
+def sweep(
+    layout: Layout, state: Tree, *, damping: float, order: Sequence[int] | None = None
+) -> tuple[Tree, Tensor]:
+    """Update every factor once; return the new state and its evidence bound [copy].
+
+    ``order`` is that of the modes, by default 0, ..., K - 1.
+    """
     number = int(state["sweep"]) + 1
     modes = list(state["modes"])
     core, noise = state["core"], state["noise"]
     keep = damping if number > 1 else 0.0
     tables = [full_table(mode, free) for mode, free in zip(modes, layout.free, strict=True)]
-    moments = _core_moments(core, layout.ranks)
+    moments = core_moments(core, layout.ranks)
     precision, linear = (t.T.contiguous() for t in layout.noise.quadratic(noise, layout.y))
-    for k in range(len(modes)):
+    for k in range(len(modes)) if order is None else order:
         modes[k] = _update_mode(
             layout, modes[k], k, tables, moments, precision, linear, keep, number
         )
         tables[k] = full_table(modes[k], layout.free[k])
     if core is not None:
         core = _update_core(layout, core, tables, precision, linear, keep)
-        moments = _core_moments(core, layout.ranks)
+        moments = core_moments(core, layout.ranks)
     mean, second = function_moments(tables, layout.index, moments, layout.ranks)
     noise, bound = layout.noise.absorb(noise, layout.y, mean, second, hold=number <= HOLD)
     bound = bound - sum(mode["divergence"] for mode in modes)
@@ -283,7 +288,8 @@ def full_table(mode: dict[str, Any], free: Tensor) -> Tensor:
     return table(whole, spread)
 
 
-def _core_moments(core: dict[str, Tensor] | None, ranks: tuple[int, ...]) -> Core | None:
+def core_moments(core: dict[str, Tensor] | None, ranks: tuple[int, ...]) -> Core | None:
+    """Moments of the core for messages; None for CP."""
     return None if core is None else Core.of(core["mean"], core["cov"], ranks)
 
 

@@ -119,7 +119,7 @@ def test_length_scales_of_periodic_parts_have_a_gradient() -> None:
 def test_batches_count_as_kernels_one_by_one(generator: torch.Generator) -> None:
     x = torch.rand(4, 1, generator=generator, dtype=F64)
     both = Matern(1.5, torch.tensor([0.2, 0.5]), batch_shape=torch.Size([2]))
-    each = torch.stack([Matern(1.5, l)(x).to_dense() for l in (0.2, 0.5)])
+    each = torch.stack([Matern(1.5, scale)(x).to_dense() for scale in (0.2, 0.5)])
     torch.testing.assert_close(both(x).to_dense(), each, rtol=1e-6, atol=0)
     assert both(x, diag=True).shape == (2, 4)
     with pytest.raises(CapabilityError, match="a batch of Matern kernels .* one by one"):
