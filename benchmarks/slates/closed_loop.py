@@ -26,9 +26,9 @@ def _prior() -> Any:
     )
 
 
-def _learner(item_prior: str, log: Any) -> Any:
+def _learner(item_prior: str, log: Any, later: int = _LATER, guide: Any = None) -> Any:
     from probkit.inference import SVI
-    from probkit.models.slates import Refit, SlateGRU
+    from probkit.models.slates import Refit, SlateGRU, SlateMeanField
 
     model = SlateGRU(
         log.n_items,
@@ -43,7 +43,8 @@ def _learner(item_prior: str, log: Any) -> Any:
     def fit(steps: int, rate: float) -> Any:
         return SVI(steps=steps, lr=rate, decay=0.3, particles=1, evidence_draws=1)
 
-    return Refit(model, fit(_FIRST, 0.05), fit(_LATER, 0.04))
+    own = SlateMeanField(users="table") if guide is None else guide
+    return Refit(model, fit(_FIRST, 0.05), fit(later, 0.04), own)
 
 
 def _run(seed: int, rounds: int) -> dict[str, dict[str, float]]:
@@ -103,6 +104,44 @@ def _run(seed: int, rounds: int) -> dict[str, dict[str, float]]:
     return found
 
 
+def _newcomers(seed: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Clicks by arm where every round brings new users, who see four slates and leave."""
+    import dataclasses
+
+    from probkit.models.slates import (
+        Greedy,
+        InSlateThompson,
+        SlateMeanField,
+        Thompson,
+        draw_market_place,
+        newcomer_loop,
+    )
+
+    place = draw_market_place(
+        users=_USERS * (rounds + 1), items=_ITEMS, groups=_GROUPS, bias=-1.0, rng=seed
+    )
+    first = dataclasses.replace(place, start=place.start[:_USERS])
+    start = first.log(4, _SIZE, optimal=0.0, rng=seed)
+    found = {}
+    arms = {"greedy": Greedy(), "Thompson": Thompson(), "in-slate Thompson": InSlateThompson()}
+    for name, policy in arms.items():
+        result = newcomer_loop(
+            place,
+            policy,  # type: ignore[arg-type]
+            _learner("hier", start, 40, SlateMeanField()),
+            rounds=rounds,
+            size=_SIZE,
+            start=start,
+            rng=seed,
+        )
+        found[name] = {
+            "clicks": float(result.clicks.sum()),
+            "rate": float(result.click_rate[-5:].mean()),
+            "groups": float(result.groups.mean()),
+        }
+    return found
+
+
 def _random_log(place: Any, pool: Any, g: Any) -> Any:
     """Random slates of the items in ``pool``."""
     import torch
@@ -133,6 +172,16 @@ def _summary(name: str, numbers: Sequence[float]) -> list[Value]:
     ]
 
 
+def _above_greedy(runs: Sequence[dict[str, dict[str, float]]], prefix: str) -> list[Value]:
+    """Clicks, in total and at the end, above those of greedy on the same place."""
+    values = []
+    for arm in ("Thompson", "in-slate Thompson"):
+        for key, what in (("clicks", "clicks"), ("rate", "click rate in the last five rounds")):
+            above = [run[arm][key] - run["greedy"][key] for run in runs]
+            values += _summary(f"{prefix}{what} of {arm} above greedy", above)
+    return values
+
+
 def _evaluate(quick: bool) -> Sequence[Value]:
     import torch
 
@@ -148,11 +197,12 @@ def _evaluate(quick: bool) -> Sequence[Value]:
             Value(f"{arm}: groups in a slate", mean["groups"]),
             Value(f"{arm}: click rate of slates of cold items", mean["cold"]),
         ]
-    for arm in ("Thompson", "in-slate Thompson"):
-        extra = [run[arm]["clicks"] - run["greedy"]["clicks"] for run in runs]
-        values += _summary(f"clicks of {arm} above greedy", extra)
-        late = [run[arm]["rate"] - run["greedy"]["rate"] for run in runs]
-        values += _summary(f"click rate of {arm} above greedy in the last five rounds", late)
+    values += _above_greedy(runs, "")
+    strangers = [_newcomers(seed, 3 if quick else 21) for seed in range(seeds)]
+    for arm in strangers[0]:
+        clicks = sum(run[arm]["clicks"] for run in strangers) / seeds
+        values.append(Value(f"newcomers, {arm}: clicks, mean of {seeds} seeds", clicks))
+    values += _above_greedy(strangers, "newcomers: ")
     cold = [
         run["in-slate Thompson"]["cold"] - run["in-slate Thompson, flat prior"]["cold"]
         for run in runs
@@ -165,7 +215,8 @@ BENCHMARK = Quality(
     title="Slates: closed loop",
     question=(
         "Does exploring pay? 100 users of a simulated market place (200 items) see a slate of 5 in "
-        "each of 25 rounds after 10 random ones; every policy learns from its own clicks."
+        "each of 25 rounds after 10 random ones; every policy learns from its own clicks. Then the "
+        "same with 100 new users in each of 21 rounds, who see four slates and click more easily."
     ),
     evaluate=_evaluate,
     packages=("probkit", "torch"),
