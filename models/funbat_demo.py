@@ -68,7 +68,8 @@ def _el_nino(ctx: DemoContext) -> None:
         kernels=[Periodic(1.0, lengthscale=1.0), Matern(0.5, lengthscale=0.05)],
         scale_index=[False, True],
     )
-    post = _fit(model, TensorData(index[~test], y[~test]), rng=ctx.rng_seed, chains=2, sweeps=25)
+    known: Any = index[~test]
+    post = _fit(model, TensorData(known, y[~test]), rng=ctx.rng_seed, chains=2, sweeps=25)
     frame = pd.DataFrame({"month": index["month"], "year": index["year"], "y": y})
     seasonal = frame[~test].groupby("month")["y"].mean()
     scattered, whole = test & ~held, held
