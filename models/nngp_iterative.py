@@ -99,7 +99,7 @@ def solve(model: Any, fitted: Any, right: Tensor) -> Tensor:
 def _noisy(model: Any, x: Tensor, settings: Any, index: tuple[int, ...]) -> NoisyKernel:
     """K + noise for one set of hyper-parameters."""
     own = {name: value[index] for name, value in settings.kernel.items()}
-    operator = partitioned(model.kernel, x, params=own or None)
+    operator = partitioned(model.kernel, x, params=own or None, devices=model.solver.devices)
     return NoisyKernel(operator, settings.noise_var[index].to(x), model.solver)
 
 

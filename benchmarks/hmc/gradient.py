@@ -22,12 +22,14 @@ def _chains(count: int) -> Callable[[Workload, str], Task]:
 
         from benchmarks.hmc._native import NATIVE, data_of
         from probkit.inference.hmc.potential import Potential
+        from probkit.tree import map_tensors
 
         name = str(workload["model"])
-        potential = Potential(NATIVE[name], data_of(name))
+        data = map_tensors(lambda value: value.to(device), data_of(name))
+        potential = Potential(NATIVE[name], data)
         generator = torch.Generator().manual_seed(0)
         point = 0.1 * torch.randn(potential.free.size, generator=generator, dtype=torch.float64)
-        position = point.expand(count, -1).clone()
+        position = point.expand(count, -1).clone().to(device)
 
         def fingerprint(result: tuple[torch.Tensor, torch.Tensor]) -> Fingerprint:
             energy, gradient = result
@@ -44,9 +46,10 @@ BENCHMARK = Benchmark(
     workloads=tuple(
         {"model": name} for name in ("eight schools", "normal 100", "logistic", "radon")
     ),
+    gpu_workloads=({"model": "logistic"}, {"model": "BNN 2x50"}),
     contenders=(
-        Contender("64 chains", _chains(64), ("probkit", "torch")),
-        Contender("1 chain", _chains(1), ("probkit", "torch")),
+        Contender("64 chains", _chains(64), ("probkit", "torch"), devices=("cpu", "cuda")),
+        Contender("1 chain", _chains(1), ("probkit", "torch"), devices=("cpu", "cuda")),
     ),
     comparisons=(
         Comparison(

@@ -45,6 +45,8 @@ class Iterative:
         probes: Random vectors of the log determinant; its error falls with their root.
         seed: Seed of these vectors: equal for all evaluations, so that an optimiser sees a smooth
             function.
+        devices: Devices among which the rows of every product are divided, such as ("cuda:0",
+            "cuda:1"); by default where the data lives. For models, which build the operator.
 
     Raises:
         DataError: An option outside its range.
@@ -59,6 +61,7 @@ class Iterative:
     rank: int = 100
     probes: int = 16
     seed: int = 0
+    devices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.tolerance < 1:

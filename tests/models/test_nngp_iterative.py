@@ -15,7 +15,9 @@ from probkit.kernels.iterative import Iterative
 from probkit.models import BurrXII, InverseGamma, ScaleMixtureNNGP, sample_paths
 
 F64 = torch.float64
-EXACT = Iterative(tolerance=1e-12, rank=60, probes=4)  # a preconditioner of full rank: no error
+EXACT = Iterative(
+    tolerance=1e-12, rank=60, probes=4, devices=("cpu", "cpu")
+)  # a preconditioner of full rank: no error
 
 
 def data(n=60, outputs=None):

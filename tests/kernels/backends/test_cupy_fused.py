@@ -79,6 +79,14 @@ def test_backward_kernel(fused, activation, residual, symmetric):
 
 
 @needs_compiler
+def test_strided_tensors(fused):
+    x1, x2, v, w, b = problem(n=80, m=70, d=4)
+    found = fused.nngp_product(x1[::2], x2.T.contiguous().T, v.T.contiguous().T, w, b)
+    want = torch_tiled.nngp(x1[::2], x2, w, b) @ v
+    torch.testing.assert_close(found, want, rtol=1e-11, atol=1e-11)
+
+
+@needs_compiler
 @pytest.mark.parametrize("family", ["rbf", "matern12", "matern32", "matern52"])
 def test_stationary(fused, family):
     x1, x2, v, *_ = problem(n=66, m=65, d=2, r=3)
