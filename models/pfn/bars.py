@@ -235,12 +235,13 @@ class BarDistribution(Distribution):
         left, right = self.borders[bar], self.borders[bar + 1]
         s_low, s_high = self.tail_scales
         b_low, b_high = self.tail_anchors
-        # |Normal| has quantile sqrt(2) erfinv(share); the lower tail counts from its far end
-        lower = b_low - s_low * math.sqrt(2.0) * torch.erfinv(1 - share)
-        upper = b_high + s_high * math.sqrt(2.0) * torch.erfinv(share)
+        first, last = bar == 0, bar == probs.shape[-1] - 1
+        # |Normal| has quantile sqrt(2) erfinv(share); the lower tail counts from its far end. Other
+        # bars see a half, for the slope of erfinv at 1 is infinite and would spoil gradients.
+        lower = b_low - s_low * math.sqrt(2.0) * torch.erfinv(torch.where(first, 1 - share, 0.5))
+        upper = b_high + s_high * math.sqrt(2.0) * torch.erfinv(torch.where(last, share, 0.5))
         y = torch.lerp(left, right, share)
-        y = torch.where(bar == 0, lower, y)
-        return torch.where(bar == probs.shape[-1] - 1, upper, y)
+        return torch.where(last, upper, torch.where(first, lower, y))
 
     def quantile(self, q: float | Tensor) -> Tensor:
         """Return quantiles [*q, *batch]."""

@@ -181,7 +181,7 @@ SURROGATE_PRIOR = GPPrior(
     lengthscale=None,
     noise_var=(1e-4, 1e-1),
 )
-"""The prior of the surrogate that the package ships: inputs in the unit cube, up to six of them."""
+"""The prior of a surrogate for the unit cube with one to six inputs; see ``pfn.train``."""
 
 
 @torch.no_grad()

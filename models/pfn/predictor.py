@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PFN"]
 
-SHIPPED_SURROGATE = Path(__file__).with_name("weights") / "processes.safetensors"
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PFN(Model):
@@ -256,18 +254,16 @@ class PFN(Model):
         save_weights(path, self._as_file())
 
     @classmethod
-    def load(cls, path: str | Path | None = None, *, prior: str | None = None) -> PFN:
+    def load(cls, path: str | Path, *, prior: str | None = None) -> PFN:
         """Read a weight file.
 
         Args:
-            path: What :meth:`save` wrote; None takes the Gaussian-process surrogate that the
-                package ships (unit cube, up to six inputs).
+            path: What :meth:`save` wrote.
             prior: The prior that it must belong to; None takes any.
 
         Raises:
             DataError: It is no such file, or of another prior or format.
         """
-        path = path or SHIPPED_SURROGATE
         return cls._from_file(load_weights(path, prior=prior), str(path))
 
     def _as_file(self) -> WeightFile:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +158,3 @@ def load_weights(path: str | Path, *, prior: str | None = None) -> WeightFile:
         content["constants"],
         content["card"],
     )
-
-
-def network_options(size: Any) -> dict[str, Any]:
-    """Return the options of a network's size as a plain mapping."""
-    return asdict(size)

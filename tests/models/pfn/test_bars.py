@@ -68,6 +68,22 @@ def test_quantiles_invert_the_distribution_function(law):
     assert (law.cdf(law.quantile(q)) - q[:, None]).abs().max() < 1e-12
 
 
+def test_quantiles_have_gradients_at_borders_too():
+    """The quantile moves against the distribution function: dy = -dF(y) / density."""
+    logits = torch.tensor([0.3, -0.2, 0.1, 0.4]).double().requires_grad_()
+    borders = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0]).double()
+    edge = logits.detach().softmax(-1).cumsum(-1)[1]
+    for q in (edge, torch.tensor(0.1).double(), torch.tensor(0.4), torch.tensor(0.97).double()):
+        law = BarDistribution(borders, logits)
+        y = law.icdf(q)
+        grad = torch.autograd.grad(y, logits)[0]
+        assert grad.isfinite().all()
+        slope = torch.autograd.grad(law.cdf(y.detach()), logits)[0]
+        density = law.log_prob(y.detach()).exp()
+        if q is not edge:
+            assert torch.allclose(grad, -slope / density, atol=1e-6)
+
+
 def test_samples_follow_the_law(law):
     drawn = law.draw(20_000, rng=torch.Generator().manual_seed(0))
     # P(Y <= y) of draws is uniform: the Kolmogorov statistic stays below its 0.1 % point
