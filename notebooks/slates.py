@@ -171,10 +171,10 @@ pd.DataFrame({"expected click rate": rates, "groups in a slate": variety}).round
 #
 # ## Before anyone sees it: off-policy evaluation
 #
-# Suppose the site runs in-slate Thompson sampling, and somebody proposes to draw from a posterior of
-# a third of the spread. Its value can be estimated from the running policy's log, here of 24 users
-# at six steps. Cascade weights multiply the slots down to the one that was clicked, the others those
-# of the whole slate.
+# Suppose the site runs in-slate Thompson sampling, and somebody proposes to draw from a posterior
+# of a third of the spread. Its value can be estimated from the running policy's log, here of 24
+# users at six steps. Cascade weights multiply the slots down to the one that was clicked, the
+# others those of the whole slate.
 
 # %%
 bolder = InSlateThompson(temperature=0.1)
