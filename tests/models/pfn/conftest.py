@@ -14,3 +14,11 @@ def normal_mean():
 @pytest.fixture(scope="session")
 def line():
     return Line()
+
+
+@pytest.fixture(scope="session")
+def lc():
+    """The shipped predictor of learning curves, loaded once."""
+    from probkit.models.pfn.learning_curve import LearningCurvePFN
+
+    return LearningCurvePFN.load()

@@ -18,7 +18,7 @@ def noisy_curve():
     """A curve of the prior with noise 0.03, whose posterior is not thin."""
     values, _ = CurvePrior().sample_dataset(1, rng=4)
     values["log_noise"] = torch.full_like(values["log_noise"], -3.5)
-    return values, CurvePrior().simulate(values, None, rng=5)
+    return values, (CurvePrior().epochs, CurvePrior().simulate(values, None, rng=5))
 
 
 def test_the_posterior_covers_the_truth():
@@ -58,7 +58,7 @@ def test_polish_agrees_with_the_network_where_that_is_easy(lc):
 
 def test_polish_speaks_the_metric():
     error = Curves(None, [0.7, 0.6, 0.5, 0.45, 0.42], CurveNormalizer.error(), horizon=10)
-    fine = polish(error, n=64, runs=2, rng=0)
+    fine = polish(error, n=32, runs=2, rng=0)
     assert fine.predictive.median.shape == (5,) and fine.spread.shape == (5,)
     assert bool((fine.predictive.median < 0.5).all()) and fine.predictive.mean.isfinite().all()
 
