@@ -216,7 +216,7 @@ def _share(study: Study, trial: FrozenTrial, params: Mapping[str, Any]) -> None:
 
 
 def _shared(trial: FrozenTrial) -> dict[str, Any]:
-    pieces = []
+    pieces: list[str] = []
     while (piece := trial.system_attrs.get(f"{_SHARED}:{len(pieces)}")) is not None:
         pieces.append(piece)
     return json.loads("".join(pieces)) if pieces else {}

@@ -153,14 +153,14 @@ def importance_plot(ax: Axes, study: Study, *, n: int = 1024) -> Axes:
     Returns:
         The axes.
     """
-    frame = study.importance(n)
-    if frame.index.nlevels == 2:
-        frame = frame.xs(study.outcomes.names[0], level="outcome")
-    frame = frame.sort_values("total")
+    found = study.importance(n).reset_index()
+    if "outcome" in found:
+        found = found[found["outcome"] == study.outcomes.names[0]]
+    frame = found.sort_values("total")
     rows = np.arange(len(frame))
     ax.barh(rows, frame["total"], color=PALETTE[5], label="with interactions")
     ax.barh(rows, frame["first"], height=0.4, color=PALETTE[0], label="alone")
-    ax.set_yticks(rows, [str(name) for name in frame.index])
+    ax.set_yticks(rows, [str(name) for name in frame["parameter"]])
     ax.set_xlabel("share of the surrogate's variance")
     ax.legend(loc="lower right")
     return ax
