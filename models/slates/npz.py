@@ -186,7 +186,7 @@ def stream_members(
 def _read_rows(stream: IO[bytes], member: Member, count: int) -> np.ndarray[Any, Any]:
     """The next ``count`` rows of an array."""
     array = np.empty((count, *member.shape[1:]), member.dtype)
-    room = memoryview(array.reshape(-1).view(np.uint8))
+    room = array.reshape(-1).view(np.uint8).data
     done = 0
     while done < len(room):
         block = stream.read(min(_BLOCK, len(room) - done))
