@@ -107,6 +107,7 @@ def _evaluate(quick: bool) -> list[Value]:
     if "PROBKIT_DATA" not in os.environ:
         raise Unavailable("PROBKIT_DATA is not set: the training runs are read from its pfn folder")
     import numpy as np
+    import torch
 
     from probkit.datasets import load_mlp_curves
     from probkit.models.pfn import CurveNormalizer, Curves, LearningCurvePFN
@@ -121,7 +122,7 @@ def _evaluate(quick: bool) -> list[Value]:
             assert data.y0 is not None
             # the untrained loss of each data set, so that its runs share one scale
             typical = {
-                name: float(data.y0[(data.runs["dataset"] == name).to_numpy()].median())
+                name: float(data.y0[torch.tensor((data.runs["dataset"] == name).tolist())].median())
                 for name in data.runs["dataset"].unique()
             }
             normalizer = CurveNormalizer.log_loss([typical[n] for n in data.runs["dataset"]])
