@@ -330,6 +330,7 @@ def examples():
     yield from network_examples()
     yield from fitted_network_examples()
     yield from slate_examples()
+    yield from tensor_examples()
 
 
 def slate_examples():
@@ -422,6 +423,29 @@ def network_examples():
     yield "classifier", classifier
     x = torch.linspace(-1, 1, 6, dtype=torch.float64)[:, None]
     yield "labelled", classifier.prepare((x, torch.tensor([0, 0, 0, 1, 1, 1])))
+
+
+def tensor_examples():
+    """Functional tensors: data, kernels in state-space form, models."""
+    from probkit.kernels import Matern
+    from probkit.models.funbat import (
+        BernoulliNoise,
+        FunBaT,
+        LogWarp,
+        PoissonNoise,
+        StudentTNoise,
+        TensorData,
+        additive,
+    )
+
+    space = Matern(1.5, lengthscale=0.3).state_space()
+    yield "state space", space
+    yield "part of it", space.parts[0]
+    yield "tensor", TensorData([[0.0, 0.5], [1.0, 0.5]], [1.0, 2.0], ("time", "place"))
+    noisy = FunBaT(kind="cp", masks=additive(2), noise=StudentTNoise(), warp=LogWarp(0.0, 1.0))
+    yield "masked tensor", noisy
+    yield "counted tensor", FunBaT((2, 3), noise=PoissonNoise(level=3.0))
+    yield "labelled tensor", FunBaT(2, noise=BernoulliNoise(offset=0.5))
 
 
 def names_in(structure):
