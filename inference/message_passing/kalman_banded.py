@@ -9,7 +9,7 @@ One factorisation from each end (LAPACK ``pbtrf``) holds in its diagonal blocks
 
 so that Cov[z_t]^-1 = F_t + B_t - J_tt and Cov[z_(t+1), z_t] = -Cov[z_(t+1)] J_(t+1,t) F_t^-1 at
 all t at once, with no recursion in Python. It costs T S^3 like the filter, and was measured
-to be four to fifteen times as fast as the scans on one CPU core.
+to be about six times as fast as the scans on one CPU core (``benchmarks/funbat/smoothing.py``).
 
 Precisions are only as good as Q_t^-1: nearby steps of a smooth process make it large, and its
 rounding shows. `markov_prior` therefore bounds that rounding and leaves chains above `ROUNDING` to
