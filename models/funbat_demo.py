@@ -86,9 +86,8 @@ def _el_nino(ctx: DemoContext) -> None:
         indexed by the month, on a circle, and the year, on a line: a season that repeats, a level
         that wanders, and two products of both, for a warm phase is felt more in some months than
         in others. {int(scattered.sum())} single months and every eighth year were withheld. In a
-        withheld year the model knows the season and the years around it, but not the anomaly; its
-        bands widen. They do not widen enough for 1997, the strongest El Nino of the series: no
-        stationary process on these years would have told it from them.
+        withheld year the model knows the season and the years around it, but not the anomaly: its
+        bands widen, though not enough for 1997, the strongest El Nino of the series.
         """
     )
     ctx.table(pd.DataFrame(rows).T, "Degrees Celsius, on what was withheld", digits=3)
