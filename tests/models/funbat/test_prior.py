@@ -138,49 +138,48 @@ def test_what_has_no_program(generator: torch.Generator) -> None:
         funbat_program(FunBaT(1, noise=Other()), data)
 
 
-def nuts_moments(program_data: tuple, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Means, standard deviations, and Monte Carlo errors of the means from chains [chain, draw]."""
+def moments_of(draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Means, standard deviations and Monte Carlo errors of the means of draws [chain, draw, *]."""
     chains, length = draws.shape[:2]
-    means = draws.reshape(chains * 4, length // 4, -1).mean(1)  # batch means
-    error = means.std(0) / math.sqrt(len(means))
+    parts = 5  # batch means: a chain's autocorrelation is short against a fifth of it
+    batches = draws[:, : length // parts * parts].reshape(chains * parts, length // parts, -1)
+    error = batches.mean(1).std(0) / math.sqrt(chains * parts)
     flat = draws.flatten(0, 1)
     return flat.mean(0), flat.std(0), error
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["cp", "tucker"])
-def test_nuts_confirms_message_passing(kind: str, generator: torch.Generator) -> None:
-    """Means within Monte Carlo error plus a third of a posterior sd; sds between 0.6 and 1.15.
+def test_nuts_confirms_message_passing(generator: torch.Generator) -> None:
+    """Means within Monte Carlo error plus a third of a posterior sd; sds between 0.6 and 1.2.
 
     Factors are independent under q and dependent under the posterior (one may grow as the other
-    shrinks), so that q is narrower: by up to a third in these data.
+    shrinks), so that q is narrower; NUTS knows its sds to about 5 %, 480 draws being worth half.
     """
     data = small_data(generator)
     model = FunBaT(
         1,
-        kind=kind,  # type: ignore[arg-type]
+        kind="cp",
         kernels=Matern(1.5, 0.5),
         noise=GaussianNoise(2.0, 0.2),
         learn_hyperparameters=False,
     )
     fast = pk.infer(model, data, MessagePassing(restarts=3), rng=0)
     program, inputs = funbat_program(model, data)
-    slow = pk.infer(pk.FromPyro(program), inputs, NUTS(draws=400, warmup=300), rng=1, chains=4)
+    sampler = NUTS(draws=120, warmup=150, accept=0.8, block=4)
+    slow = pk.infer(pk.FromPyro(program), inputs, sampler, rng=1, chains=4)
     cells = torch.cartesian_prod(torch.arange(data.sizes[0]), torch.arange(data.sizes[1]))
     u, v = (
         slow.draws[f"white_{k + 1}"] @ factor_prior(model, data, k).scale_tril[0].T
         for k in range(2)
     )
     f = u[..., 0, cells[:, 0]] * v[..., 0, cells[:, 1]]
-    if kind == "tucker":
-        f = f * slow.draws["core"][..., 0, 0].unsqueeze(-1)
     f = data.y.mean() + data.y.std(correction=0) * f
-    mean, sd, error = nuts_moments((program, inputs), f)
+    mean, sd, error = moments_of(f)
     index = torch.stack([grid.points[cells[:, k]] for k, grid in enumerate(data.grids)], -1)
     approximate = fast.predict(index, site="f")
     assert bool(((approximate.mean - mean).abs() < 4 * error + sd / 3).all())
     ratio = approximate.variance.sqrt() / sd
-    assert 0.6 < float(ratio.min()) and float(ratio.max()) < 1.15
+    assert 0.6 < float(ratio.min()) and float(ratio.max()) < 1.2
     # the same check refuses an approximation that is off
     assert bool(((approximate.mean + sd - mean).abs() > 4 * error + sd / 3).any())
     tau = slow.draws["noise_precision"].flatten()
