@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, Self
 
 from probkit.extras import require
@@ -32,14 +31,19 @@ class LateBase:
         return _rebuild, (public, self.__dict__)
 
 
-@functools.cache
-def _bound(cls: type[LateBase]) -> type[Any]:
-    """``cls`` joined with its late base."""
+_BOUND: dict[type[Any], type[Any]] = {}
+
+
+def _bound(cls: type[Any]) -> type[Any]:
+    """``cls`` joined with its late base, made once."""
+    if cls in _BOUND:
+        return _BOUND[cls]
     base = getattr(require(cls._module, extra=cls._extra), cls._name)
     if issubclass(cls, base):
         return cls
     body = {"_late": True, "__module__": cls.__module__, "__doc__": cls.__doc__}
-    return type(cls.__name__, (cls, base), body)
+    _BOUND[cls] = type(cls.__name__, (cls, base), body)
+    return _BOUND[cls]
 
 
 def _rebuild(cls: type[LateBase], state: dict[str, Any]) -> LateBase:
