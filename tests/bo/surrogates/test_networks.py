@@ -388,12 +388,12 @@ def test_hmc_covers_a_wavy_function():
         noise="fixed",
         noise_var=1e-3,
         chains=16,
-        draws=60,
-        warmup=60,
+        draws=100,
+        warmup=100,
         length=3.0,
         max_steps=128,
     )
-    model = make_surrogate(spec, x, truth(x), rng=1)
+    model = make_surrogate(spec, x, truth(x), outcome="none", rng=1)
     f = model.posterior(grid).values[..., 0]
     low, high = f.quantile(0.025, dim=0), f.quantile(0.975, dim=0)
     y = truth(grid[:, 0])
