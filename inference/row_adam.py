@@ -73,7 +73,7 @@ class RowAdam:
         found, start = {}, 0
         for name, shape in self._shapes.items():
             width = math.prod(shape)
-            found[name] = values[:, start : start + width].unflatten(1, shape)
+            found[name] = values[:, start : start + width].reshape(len(values), *shape)
             start += width
         return found
 
