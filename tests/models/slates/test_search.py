@@ -60,7 +60,7 @@ def gap(kind, **options):
     count = [torch.bincount(f.ids.flatten(), minlength=1003).double() for f in (full, cut)]
     often = count[0] + count[1] > 30
     items = (count[0] - count[1])[often] / (count[0] + count[1])[often].sqrt()
-    return float(z.abs().max()), float(ratio.abs().max()), float(items.abs().max())
+    return float(z.abs().max()), float(ratio.abs().max()), max(items.abs().tolist(), default=0.0)
 
 
 @pytest.mark.parametrize("kind", ["l2", "dot"])
@@ -80,7 +80,7 @@ def test_the_check_sees_a_wrong_law(monkeypatch):
 
 
 def test_a_wide_posterior_is_searched_whole():
-    """Pruning must not lose anything where every item can win."""
+    """Pruning must not lose anything where every item can win, each of them seldom."""
     mean, variance, items = gap("dot", spread=4.0, users=200)
     assert max(mean, variance, items) < 4.5
 
