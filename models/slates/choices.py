@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
@@ -43,7 +43,10 @@ class Choices(NamedTuple):
 
 
 def by_type(
-    likelihood: Likelihood | Mapping[str, Likelihood] | Mapping[int, Likelihood],
+    likelihood: Likelihood
+    | Mapping[str, Likelihood]
+    | Mapping[int, Likelihood]
+    | Sequence[Likelihood],
 ) -> tuple[Likelihood, Likelihood, Likelihood]:
     """Return the likelihood of interaction types 0 (unknown), 1 (search), 2 (recommendation).
 
@@ -67,7 +70,7 @@ def by_type(
                     f"'recommendation' (or 0, 1, 2), got {key!r}"
                 )
             given[int(number)] = value
-    elif isinstance(likelihood, tuple | list) and len(likelihood) == 3:
+    elif not isinstance(likelihood, str) and len(likelihood) == 3:
         given = dict(enumerate(likelihood))
     else:
         given = dict.fromkeys(range(3), str(likelihood))

@@ -74,6 +74,17 @@ class SlateMeanField(Guide):
     All divergences are in closed form (that of the items given a draw of their groups), and the
     items a step does not need are not touched.
 
+    **Many processes.** ``SVI(..., distributed=True)`` in a script that calls
+    ``torch.distributed.init_process_group("gloo")`` shares the users among the processes, and the
+    rows of the tables: process k holds the items k, k + count, ... with their moments. Launch the
+    script on one machine, or on each of several with the same ``--rdzv-endpoint``::
+
+        torchrun --nproc-per-node 2 fit.py
+        torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint HOST:29500 fit.py
+
+    The result is that of a single process that takes the users of all processes in each step.
+    See :func:`~probkit.models.slates.fit_bytes` for the memory that it takes.
+
     Args:
         users: "amortised": the law of a user's first state is a function of the items clicked at
             training steps (:func:`~probkit.models.slates.amortise.amortised_moments`), and new
@@ -312,9 +323,8 @@ class SlateMeanField(Guide):
             _log_likelihood(model, values, kind, choices, vectors, places, read).sum()
             for kind, choices in plan.choices
         ]
-        total = sum(terms) if terms else read.sum() * 0
         return BoundTerms(
-            total,
+            torch.stack([read.sum() * 0, *terms]).sum(),
             users,
             _item_divergence(model, values, rows, loc, log_scale, plan.weight),
             divergence,

@@ -565,7 +565,7 @@ class SlateGRU(Model):
 
     def to_pyro(self) -> Any:
         """Return the model as a Pyro program; see :func:`pyro_program`."""
-        from probkit.models.slates.pyro_program import pyro_program
+        from probkit.models.slates.as_pyro import pyro_program
 
         return pyro_program(self)
 

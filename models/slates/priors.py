@@ -21,7 +21,7 @@ from torch.distributions.constraints import Constraint
 from probkit.errors import DataError
 from probkit.files import storable
 
-__all__ = ["Law", "Space", "SlatePrior"]
+__all__ = ["Law", "SlatePrior"]
 
 Space = Literal["real", "positive", "unit"]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["Score", "catalogue_log_prob", "choice_log_prob", "scores"]
+__all__ = ["catalogue_log_prob", "choice_log_prob", "scores"]
 
 Score = Literal["l2", "dot"]
 

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["States", "Transition", "unroll", "weight_shapes"]
+__all__ = ["States", "unroll", "weight_shapes"]
 
 Transition = Literal["linear", "markov", "gru", "lstm", "lingru"]
 

@@ -86,14 +86,15 @@ class TwoPhase(Sampler):
             )
         return found
 
-    def _problem(self, problem: Problem, phase: int, start: Any) -> Problem:
-        """The problem of a phase; ``start`` are parameters to begin with."""
+    def _problem(self, problem: Problem, phase: int, start: Any) -> tuple[Problem, SlateMeanField]:
+        """The problem of a phase and its guide; ``start`` are parameters to begin with."""
         guide = self._guide(problem)
         if phase == 0:
             linear = replace(problem.model, transition="linear", hidden=None)
-            return replace(problem, model=linear, guide=guide)
+            return replace(problem, model=linear, guide=guide), guide
         given = {**(guide.start or {}), **(start or {})}
-        return replace(problem, guide=replace(guide, start=given, freeze=self.freeze))
+        guide = replace(guide, start=given, freeze=self.freeze)
+        return replace(problem, guide=guide), guide
 
     def _svi(self, phase: int) -> SVI:
         return self.first if phase == 0 else self.second
@@ -102,16 +103,17 @@ class TwoPhase(Sampler):
 
     def init(self, problem: Problem, *, rngs: Any) -> Tree:
         """Start the linear phase."""
-        inner = self.first.init(self._problem(problem, 0, None), rngs=rngs)
+        inner = self.first.init(self._problem(problem, 0, None)[0], rngs=rngs)
         return {**_fresh(0, inner), "losses": [], "steps": []}
 
     def step(self, problem: Problem, state: Tree, *, rngs: Any) -> Step:
         """Take one chunk of steps of the present phase."""
         phase = state["phase"]
-        svi, own = self._svi(phase), self._problem(problem, phase, state.get("start"))
+        svi = self._svi(phase)
+        own, guide = self._problem(problem, phase, state.get("start"))
         taken = svi.step(own, state["svi"], rngs=rngs)
         params = taken.state["params"]
-        loss = held_out_loss(own.model, own.guide, params, problem.data)
+        loss = held_out_loss(own.model, guide, params, problem.data)
         info = {**(taken.info or {}), "phase": phase + 1.0, "valid_loss": loss}
         better = not loss >= state["loss"]
         state = {
@@ -129,7 +131,7 @@ class TwoPhase(Sampler):
         if phase == 1:
             return Step(state, True, info=info)
         start = _shared(state["best"], problem.model)
-        inner = self.second.init(self._problem(problem, 1, start), rngs=rngs)
+        inner = self.second.init(self._problem(problem, 1, start)[0], rngs=rngs)
         kept = {"losses": state["losses"], "steps": state["steps"], "start": start}
         return Step({**_fresh(1, inner), **kept}, False, info=info)
 
@@ -139,9 +141,9 @@ class TwoPhase(Sampler):
 
     def finish(self, problem: Problem, state: Tree, kept: Tree, *, rngs: Any) -> Posterior:
         """Return the fit with the smallest loss of the second phase."""
-        own = self._problem(problem, 1, state["start"])
+        own, guide = self._problem(problem, 1, state["start"])
         params = state["svi"]["params"] if state["best"] is None else state["best"]
-        own = replace(own, guide=replace(own.guide, start=None))
+        own = replace(own, guide=replace(guide, start=None))
         found = self.second.finish(own, {**state["svi"], "params": params}, kept, rngs=rngs)
         record = {"valid_loss": list(state["losses"]), "phase_steps": list(state["steps"])}
         return replace(found, attrs={**found.attrs, **record})
@@ -157,7 +159,8 @@ def _shared(params: Mapping[str, Any], model: SlateGRU) -> dict[str, Any]:
     own = params.get("user_init")
     if own is not None and model.memory == model.dim:
         found["user_init"] = own
-    return map_tensors(lambda t: t.detach().clone(), found)  # type: ignore[no-any-return]
+    copied: dict[str, Any] = map_tensors(lambda t: t.detach().clone(), found)
+    return copied
 
 
 def held_out_loss(
