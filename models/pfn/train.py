@@ -1,9 +1,9 @@
 """Train weights from the command line: ``python -m probkit.models.pfn.train curves``.
 
-``curves`` is the learning-curve network: its defaults reproduce the file that the package ships, bit
-for bit on the same processor with one thread (``OMP_NUM_THREADS=1``). ``processes`` is a surrogate for
-Bayesian optimization, of which no weights are shipped (``bo`` takes its file by path). A run that is
-stopped continues when the command is given again.
+``curves`` is the learning-curve network: its defaults reproduce the file that the package ships,
+bit for bit on the same processor with one thread (``OMP_NUM_THREADS=1``). ``processes`` is a
+surrogate for Bayesian optimization, of which no weights are shipped (``bo`` takes its file by
+path). A run that is stopped continues when the command is given again.
 """
 
 from __future__ import annotations
