@@ -30,6 +30,7 @@ from probkit.rng import Rng
 
 __all__ = ["GPSurrogate", "fit_dense"]
 
+_SEARCH_EVERY = 4  # Rows from one search from the prior's mode to the next.
 _EXACT = 1.0001e-6  # Of the variance of the outcomes; GPyTorch rounds what is below 1e-6.
 
 
@@ -134,7 +135,9 @@ def fit_dense(
         previous: Hyper-parameters of the last round, to start from as well.
     """
     model = dense_model(data, kernel, encode, paper_noise=paper_noise, exact=exact)
-    fit_map(model, [] if previous is None else [previous])
+    # The mode of the last round leads to that of this one; now and then all is searched again.
+    again = len(data.Y) % _SEARCH_EVERY == 0
+    fit_map(model, [] if previous is None else [previous], own_start=again)
     return finished(model)
 
 

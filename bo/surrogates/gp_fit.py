@@ -73,13 +73,17 @@ def hyper_parameters(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in model.named_parameters()}
 
 
-def fit_map(model: Any, starts: Sequence[Mapping[str, Tensor]] = ()) -> float:
+def fit_map(
+    model: Any, starts: Sequence[Mapping[str, Tensor]] = (), *, own_start: bool = True
+) -> float:
     """Set the hyper-parameters to a mode of their posterior, and the model to eval mode.
 
     Args:
-        model: As for :func:`log_posterior`; its own values are one starting point.
-        starts: Further starting points, as :func:`hyper_parameters` gives them; those of another
-            shape are passed over.
+        model: As for :func:`log_posterior`.
+        starts: Starting points, as :func:`hyper_parameters` gives them; those of another shape are
+            passed over.
+        own_start: Whether the values that the model has are a starting point, too; they are where
+            there is no other.
 
     Returns:
         The log posterior density reached, the best over the starting points.
@@ -94,8 +98,9 @@ def fit_map(model: Any, starts: Sequence[Mapping[str, Tensor]] = ()) -> float:
             value = float(log_posterior(model))
         model.eval()
         return value
-    points = [_vector(entries, {})]
-    points += [_vector(entries, start) for start in starts if _fits(entries, start)]
+    points = [_vector(entries, start) for start in starts if _fits(entries, start)]
+    if own_start or not points:
+        points.append(_vector(entries, {}))
     bounds = [pair for entry in entries for pair in _bounds(entry)]
     best: tuple[float, np.ndarray[Any, Any]] | None = None
     for point in points:
