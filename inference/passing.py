@@ -156,8 +156,10 @@ class MessagePassing(Sampler):
         padded[..., : trace.shape[-1]] = trace
         calm = self._is_calm(state["trace"]).reshape(bound.shape)
         source = Fitted(guide, params)
+        name = getattr(problem.model, "data_coords", None)
+        coords = {**(name(problem.data) if callable(name) else {}), **problem.coords}
         return make_posterior(
-            problem,
+            replace(problem, coords=coords),
             source,
             marginals=source.marginals(problem.model, problem.data),
             log_evidence=Evidence(value, "bound"),

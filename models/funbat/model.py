@@ -218,8 +218,13 @@ class FunBaT(Model):
         return data
 
     def data_dims(self, data: Any) -> Any:
-        """Name the dims of a pair (index, y)."""
-        return (("entry", "mode"), ("entry",)) if isinstance(data, tuple) else None
+        """Name the dims of index and y."""
+        return (("entry", "mode"), ("entry",))
+
+    def data_coords(self, data: TensorData) -> dict[str, list[Any]]:
+        """Names of the modes, and the coordinates of the points of each."""
+        points = {f"point_{k + 1}": grid.points.tolist() for k, grid in enumerate(data.grids)}
+        return {"mode": list(data.names), **points}
 
     def shape_of(self, data: TensorData) -> tuple[int, ...]:
         """r_1, ..., r_K for the data's modes.
@@ -462,7 +467,11 @@ class FunBaT(Model):
         return replace(
             posterior,
             source=source,
-            context=replace(posterior.context, data=whole),
+            context=replace(
+                posterior.context,
+                data=whole,
+                coords={**posterior.context.coords, **self.data_coords(whole)},
+            ),
             marginals=source.marginals(self, whole),
             log_evidence=Evidence(bound, "bound"),
             sample_stats={},

@@ -175,7 +175,7 @@ class GaussianNoise(_PrecisionNoise):
         _positive("GaussianNoise", shape=self.shape, rate=self.rate)
 
     def start(self, y: Tensor, copies: int) -> Tree:
-        """E[tau] = 10 / var(y): small enough noise for the first sweeps not to explain all by it."""
+        """E[tau] = 10 / var(y): noise so small that the first sweeps cannot explain all by it."""
         a = y.new_full((copies,), self.shape + len(y) / 2)
         return {"shape": a, "rate": a * y.square().mean().clamp_min(1e-6) / 10}
 
