@@ -213,7 +213,7 @@ class CurveNormalizer:
 def _rise(high: Tensor, low: Tensor) -> Tensor:
     """sigma(high) - sigma(low) without cancellation; either may be infinite."""
     gap = torch.where(high == low, torch.zeros_like(high - low), low - high)
-    return -torch.expm1(gap) * torch.sigmoid(high) * torch.sigmoid(-low)
+    return (0.0 - torch.expm1(gap)) * torch.sigmoid(high) * torch.sigmoid(-low)
 
 
 def _bound(value: Any, name: str) -> float | Tensor:
