@@ -15,7 +15,7 @@ from probkit.errors import CapabilityError, DataError, ShapeError
 from probkit.files import storable
 from probkit.numerics import check_finite
 
-__all__ = ["Encode", "SetScaling", "as_sets", "one_set", "waves"]
+__all__ = ["SetScaling", "as_sets", "one_set", "waves"]
 
 Encode = Callable[[Any], tuple[Tensor, Tensor]]
 """Turns a model's data into x and y, with a leading dim of data sets where the data has one."""
