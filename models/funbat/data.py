@@ -151,7 +151,8 @@ def as_index(x: Any, modes: Sequence[str]) -> Tensor:
     """
     if isinstance(x, TensorData):
         x = x.index
-    if isinstance(x, pd.DataFrame) and not isinstance(x.columns, pd.RangeIndex):
+    columns: Any = getattr(x, "columns", None)
+    if isinstance(x, pd.DataFrame) and not isinstance(columns, pd.RangeIndex):
         missing = [name for name in modes if name not in x.columns]
         if missing:
             raise DataError(

@@ -24,7 +24,7 @@ class Grid(NamedTuple):
     """
 
     points: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
     gaps: Tensor
     gap_index: Tensor
 

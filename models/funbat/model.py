@@ -293,8 +293,8 @@ class FunBaT(Model):
         found: dict[str, Site] = {}
         for k, (size, free) in enumerate(zip(data.sizes, self.free(data), strict=True)):
             shape = (size, int(free.sum()))
-            dims = (f"point_{k + 1}", f"component_{k + 1}")
-            found[f"factor_{k + 1}"] = Site(shape, constraints.real, dims)
+            names = (f"point_{k + 1}", f"component_{k + 1}")
+            found[f"factor_{k + 1}"] = Site(shape, constraints.real, names)
         if self.kind == "tucker":
             ranks = self.shape_of(data)
             dims = tuple(f"core_{k + 1}" for k in range(len(ranks)))
