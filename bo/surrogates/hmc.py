@@ -59,7 +59,7 @@ class HMCSurrogate(NetworkSurrogate):
         length: Path length, with unit masses.
         max_steps: Leapfrog steps of one path at most, in the first round.
         warm_steps: The same in later rounds.
-        ascent: Adam steps before the first round; a fifth of them before later ones.
+        ascent: Adam steps before the first round; a tenth of them before later ones.
         lr: Their learning rate.
     """
 
@@ -167,7 +167,7 @@ class HMCSurrogate(NetworkSurrogate):
         shares = torch.softmax(tempered(weights, 0.5 * self.chains), 0)
         chosen = torch.multinomial(shares, self.chains, replacement=True, generator=generator)
         picked = {name: value[chosen] for name, value in old.items()}
-        return ascend(model, data, picked, steps=max(1, self.ascent // 5), lr=0.5 * self.lr)
+        return ascend(model, data, picked, steps=max(1, self.ascent // 10), lr=0.5 * self.lr)
 
 
 def _importance(
