@@ -12,7 +12,11 @@ from probkit.demo import DemoContext, DemoView, register_view
 
 __all__: list[str] = []
 
-_SURROGATES = {"gp": "Gaussian process", "ibnn": "infinite network", "nngp": "network, scale unknown"}
+_SURROGATES = {
+    "gp": "Gaussian process",
+    "ibnn": "infinite network",
+    "ibnn-erf": "infinite network, erf",
+}
 
 
 def run(ctx: DemoContext) -> None:
@@ -21,7 +25,7 @@ def run(ctx: DemoContext) -> None:
     from probkit.bo.plots import importance_plot, regret_plot, surrogate_calibration_plot
     from probkit.bo.problems import SklearnTuning
 
-    trials, seeds = (30, 5) if ctx.full else (14, 1)
+    trials, seeds = (30, 5) if ctx.full else (16, 1)
     problem = SklearnTuning("svm", "digits", rows=None if ctx.full else 200)
     traces: dict[str, Any] = {"random": [_random(problem, ctx, trials, s) for s in range(seeds)]}
     studies = {}
@@ -34,7 +38,7 @@ def run(ctx: DemoContext) -> None:
         A support vector machine reads handwritten digits. Its cost, its kernel and, where the
         kernel is a Gaussian one, its width are to be chosen so that cross-validation makes the
         fewest errors: a space with a category and a condition, {trials} evaluations, the first
-        eight of them spread evenly. Each study was **killed half-way** and opened again from its
+        six of them spread evenly. Each study was **killed half-way** and opened again from its
         SQLite file; what it asks for next does not depend on that.
         """
     )
@@ -58,7 +62,7 @@ def _tune(problem: Any, surrogate: str, trials: int, seed: int) -> Any:
         path = Path(folder) / "run.db"
         first = Study(
             problem.space, problem.outcomes.objectives, surrogate=surrogate, noise="none",
-            initial=8, rng=seed, storage=path,
+            initial=6, rng=seed, storage=path,
         )  # fmt: skip
         first.optimize(problem, trials // 2)
         lost = first.ask()  # killed in mid-trial
@@ -68,7 +72,7 @@ def _tune(problem: Any, surrogate: str, trials: int, seed: int) -> Any:
         again.optimize(problem, trials - trials // 2, pending="rerun")
         kept = Study(
             problem.space, problem.outcomes.objectives, surrogate=surrogate, noise="none",
-            initial=8, rng=seed,
+            initial=6, rng=seed,
         )  # fmt: skip
         for trial in again.trials:  # a copy in memory outlives the file
             kept.attach(trial.params, trial.values)

@@ -365,7 +365,8 @@ def test_a_configured_surrogate_is_stored_with_the_study(tmp_path):
 
 def test_predictions_are_in_the_users_orientation():
     study = study_of()
-    study.optimize(branin, 12)
+    for point in plane().sobol(16, rng=0):
+        study.attach(point, branin(point))
     told = study.trials[:3]
     frame = study.predict([t.params for t in told])
     assert np.allclose(frame["loss"], [t.values["loss"] for t in told], atol=0.5)
@@ -386,10 +387,20 @@ def test_an_old_file_is_opened_migrated_and_continued(tmp_path):
     assert trials[4].error == "out of memory" and trials[0].started is None
     assert study.best().number == 1 and study.outcomes.constraints[0].upper == 4.0
     study.tell(5, [0.4, 2.0])
-    assert study.ask().number == 6
     with sqlite3.connect(path) as connection:
         assert connection.execute("SELECT version FROM probkit_format").fetchone() == (SCHEMA,)
-    assert len(Study.load(path)) == 7
+    assert Study.load(path).trials[5].values == {"loss": 0.4, "memory": 2.0}
+
+
+@pytest.mark.slow
+def test_an_old_study_goes_on_with_its_surrogate(tmp_path):
+    path = tmp_path / "old.db"
+    shutil.copy(OLD, path)
+    study = Study.load(path)
+    study.tell(5, [0.4, 2.0])
+    trial = study.ask()
+    assert trial.number == 6 and trial.origin == "model"
+    assert Study.load(path).space.check(trial.params) == trial.params
 
 
 def test_files_of_a_newer_probkit_are_refused(tmp_path):

@@ -13,7 +13,8 @@ from support import postgres
 
 TESTS = Path(__file__).parents[1]
 
-pytestmark = pytest.mark.slow
+# generous where the machine is busy: each starts several processes that import everything
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]
 
 
 def run(program, *arguments):
@@ -21,7 +22,7 @@ def run(program, *arguments):
     env = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "support.study_processes", program, *map(str, arguments)],
-        env=env, capture_output=True, text=True, timeout=500, check=False,
+        env=env, capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -58,9 +59,9 @@ def check_shared(seen):
 
 def test_trials_run_on_a_cluster_and_survive_the_death_of_a_worker(tmp_path):
     pytest.importorskip("distributed")
-    seen = run("dask", tmp_path / "run.db", tmp_path / "marker", 10)
+    seen = run("dask", tmp_path / "run.db", tmp_path / "marker", 8)
     assert seen["workers"] == 3 and seen["was a worker"] and seen["is gone"]
-    assert seen["numbers"] == list(range(10))
+    assert seen["numbers"] == list(range(8))
     assert seen["statuses"] == ["complete"] and seen["right"]
 
 
