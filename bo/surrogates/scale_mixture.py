@@ -38,6 +38,7 @@ class NNGPSurrogate(Surrogate):
         iterations: Most iterations of that.
 
     Example:
+        >>> import torch
         >>> from probkit.bo.surrogates import make_surrogate
         >>> x = torch.linspace(0, 1, 9, dtype=torch.float64)[:, None]
         >>> model = make_surrogate(NNGPSurrogate(learn=False), x, x.sin(), rng=0)
