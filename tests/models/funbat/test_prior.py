@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pyro.distributions as dist
 import pytest
@@ -28,14 +29,16 @@ from probkit.models.funbat.prior import factor_prior, funbat_program, multilinea
 F64 = torch.float64
 
 
-def small_data(generator: torch.Generator, *, n: int = 45, noise: float = 0.3) -> TensorData:
-    """Entries on a 6 x 5 grid of one smooth product."""
+def small_data(
+    generator: torch.Generator, *, n: int = 45, sizes: tuple[int, int] = (6, 5)
+) -> TensorData:
+    """Entries on a grid of one smooth product."""
     index = torch.stack(
-        [torch.randint(size, (n,), generator=generator).double() / (size - 1) for size in (6, 5)],
+        [torch.randint(size, (n,), generator=generator).double() / (size - 1) for size in sizes],
         -1,
     )
     f = (1 + (3 * index[:, 0]).sin()) * (2 * index[:, 1]).cos()
-    return TensorData(index, f + noise * torch.randn(n, generator=generator, dtype=F64))
+    return TensorData(index, f + 0.3 * torch.randn(n, generator=generator, dtype=F64))
 
 
 @pytest.mark.parametrize(
@@ -153,9 +156,9 @@ def test_nuts_confirms_message_passing(generator: torch.Generator) -> None:
     """Means within Monte Carlo error plus a third of a posterior sd; sds between 0.6 and 1.2.
 
     Factors are independent under q and dependent under the posterior (one may grow as the other
-    shrinks), so that q is narrower; NUTS knows its sds to about 5 %, 480 draws being worth half.
+    shrinks), so that q is narrower; NUTS knows its sds to about 5 %, 400 draws being worth half.
     """
-    data = small_data(generator)
+    data = small_data(generator, n=30, sizes=(4, 3))
     model = FunBaT(
         1,
         kind="cp",
@@ -165,8 +168,11 @@ def test_nuts_confirms_message_passing(generator: torch.Generator) -> None:
     )
     fast = pk.infer(model, data, MessagePassing(restarts=3), rng=0)
     program, inputs = funbat_program(model, data)
-    sampler = NUTS(draws=120, warmup=150, accept=0.8, block=4)
-    slow = pk.infer(pk.FromPyro(program), inputs, sampler, rng=1, chains=4)
+    sampler = NUTS(draws=100, warmup=100, accept=0.8, block=4)
+    with warnings.catch_warnings():
+        # Both factors may change sign together: R-hat sees it in them, f does not.
+        warnings.simplefilter("ignore", pk.ConvergenceWarning)
+        slow = pk.infer(pk.FromPyro(program), inputs, sampler, rng=1, chains=4)
     cells = torch.cartesian_prod(torch.arange(data.sizes[0]), torch.arange(data.sizes[1]))
     u, v = (
         slow.draws[f"white_{k + 1}"] @ factor_prior(model, data, k).scale_tril[0].T
