@@ -114,10 +114,11 @@ class MessagePassing(Sampler):
 
     def step(self, problem: Problem, state: Tree, *, rngs: Any) -> Step:
         """Sweep once."""
+        # Fresh, dense memory: sums may be ordered by layout and alignment, and a run that is
+        # resumed from a file must find the same of both.
+        fit = map_tensors(lambda t: t.clone(memory_format=torch.contiguous_format), state["fit"])
         with torch.no_grad():
-            fit, bound = problem.model.pass_messages(
-                state["fit"], problem.data, damping=self.damping
-            )
+            fit, bound = problem.model.pass_messages(fit, problem.data, damping=self.damping)
         trace = torch.cat((state["trace"], bound.detach().double().cpu().unsqueeze(1)), 1)
         calm = state["calm"] + 1 if bool(self._is_calm(trace).all()) else 0
         done = calm >= 3 or trace.shape[1] >= self.sweeps
