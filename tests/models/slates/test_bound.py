@@ -48,6 +48,7 @@ def moved(guide, model, data, seed=0, width=0.3):
 # ---------------------------------------------------------------- quadrature
 
 
+@pytest.mark.slow
 def test_the_bound_meets_quadrature_and_never_exceeds_the_evidence():
     """Scalar h ~ N(0, 1), a static state, dot scores with items 1 and -1, no click at 0.
 
@@ -428,7 +429,8 @@ def test_item_three_counts_like_any_other():
     model, guide = problem(log), SlateMeanField()
     params = moved(guide, model, log)
     mean, _ = guide.user_laws(params, model, Batch(log))
-    torch.testing.assert_close(mean[0], params["items"]["loc"][3])
+    # The published weights sum to 1 - 2e-5.
+    torch.testing.assert_close(mean[0], params["items"]["loc"][3], rtol=3e-5, atol=0)
     assert not mean[1].any()
 
 
