@@ -147,6 +147,7 @@ def resume(storage, trials):
 
 def dask(path, marker, trials):
     """Evaluate on a local Dask cluster of processes, one of which is killed in mid-trial."""
+    import dask as settings
     from dask.distributed import Client, LocalCluster
 
     from probkit.bo import Float, Space, Study
@@ -164,15 +165,20 @@ def dask(path, marker, trials):
         time.sleep(0.5)  # other trials are told meanwhile
         os.kill(killed[0], signal.SIGKILL)
 
+    patience = {
+        "distributed.comm.timeouts.connect": "300s",
+        "distributed.comm.timeouts.tcp": "300s",
+    }
     with (
-        LocalCluster(3, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        settings.config.set(patience),  # a busy machine takes long to start a worker
+        LocalCluster(2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
         Client(cluster) as client,
     ):
-        client.wait_for_workers(3)
+        client.wait_for_workers(2, timeout=600)
         workers = client.run(os.getpid)
         killer = threading.Thread(target=kill, daemon=True)
         killer.start()
-        study.optimize(HangsOnce(marker), trials, executor=client.get_executor(), workers=3)
+        study.optimize(HangsOnce(marker), trials, executor=client.get_executor(), workers=2)
         killer.join(60)
         after = client.run(os.getpid)
     found = study.trials
