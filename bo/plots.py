@@ -162,6 +162,7 @@ def importance_plot(ax: Axes, study: Study, *, n: int = 1024) -> Axes:
     ax.barh(rows, frame["first"], height=0.4, color=PALETTE[0], label="alone")
     ax.set_yticks(rows, [str(name) for name in frame["parameter"]])
     ax.set_xlabel("share of the surrogate's variance")
+    ax.set_xlim(right=1.25 * max(0.1, float(frame["total"].max())))
     ax.legend(loc="lower right")
     return ax
 

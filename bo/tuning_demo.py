@@ -1,4 +1,4 @@
-"""Demo view: a support vector machine tuned by three surrogates, interrupted and resumed."""
+"""Demo view: a support vector regression tuned by three surrogates, interrupted and resumed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run(ctx: DemoContext) -> None:
     from probkit.bo.problems import SklearnTuning
 
     trials, seeds = (30, 5) if ctx.full else (16, 1)
-    problem = SklearnTuning("svm", "digits", rows=None if ctx.full else 200)
+    problem = SklearnTuning("svm", "diabetes")
     traces: dict[str, Any] = {"random": [_random(problem, ctx, trials, s) for s in range(seeds)]}
     studies = {}
     for name, label in ctx.track(_SURROGATES.items(), "tuning"):
@@ -35,21 +35,21 @@ def run(ctx: DemoContext) -> None:
         studies[label] = runs[0]
     ctx.text(
         f"""
-        A support vector machine reads handwritten digits. Its cost, its kernel and, where the
-        kernel is a Gaussian one, its width are to be chosen so that cross-validation makes the
-        fewest errors: a space with a category and a condition, {trials} evaluations, the first
-        six of them spread evenly. Each study was **killed half-way** and opened again from its
-        SQLite file; what it asks for next does not depend on that.
+        A support vector regression predicts how diabetes will progress. Its cost, its kernel and,
+        where the kernel is a Gaussian one, its width are to be chosen so that the cross-validated
+        squared error is smallest: a space with a category and a condition, {trials} evaluations,
+        the first six of them spread evenly. Each study was **killed half-way** and opened again
+        from its SQLite file; what it asks for next does not depend on that.
         """
     )
     fig, axes = plots.figure(1, 3, size=(13.0, 3.8))
     ax = regret_plot(axes[0, 0], traces)
     ax.axvline(trials / 2, color="#8a8a8a", linewidth=0.8, linestyle=":")
-    ax.set(title="Best so far; opened again at the dotted line", ylabel="share of errors")
+    ax.set(title="Best so far; opened again at the dotted line", ylabel="squared error / variance")
     calibrations = {label: study.calibration(folds=4) for label, study in studies.items()}
     surrogate_calibration_plot(axes[0, 1], calibrations).set_title("Predictions of trials left out")
     importance_plot(axes[0, 2], studies["Gaussian process"], n=256).set_title("What matters")
-    ctx.figure(fig, "tuning", "Best share of errors, calibration and importance of parameters")
+    ctx.figure(fig, "tuning", "Best error, calibration and importance of parameters")
     rows = {label: _row(study) for label, study in studies.items()}
     ctx.table(pd.DataFrame(rows).T, "The best point that each surrogate found", digits=3)
 
@@ -92,7 +92,7 @@ def _random(problem: Any, ctx: DemoContext, trials: int, seed: int) -> Any:
 
 def _row(study: Any) -> dict[str, Any]:
     best = study.best()
-    return {"errors": best.value, "trial": best.number, **best.params}
+    return {"error": best.value, "trial": best.number, **best.params}
 
 
-register_view(DemoView("bo", "A classifier tuned by Bayesian optimisation", run, order=70))
+register_view(DemoView("bo", "A regression tuned by Bayesian optimisation", run, order=70))
