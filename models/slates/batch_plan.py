@@ -152,4 +152,4 @@ def inclusion(users_of: Tensor, users: int, batch: int) -> Tensor:
     possible = others >= batch
     rest = (others - batch).clamp_min(0)
     log_none = torch.lgamma(others + 1) - torch.lgamma(rest + 1) - (whole[0] - whole[1])
-    return torch.where(possible, -torch.expm1(log_none.clamp_max(0)), 1.0)
+    return torch.where(possible, torch.expm1(log_none.clamp_max(0)).abs(), 1.0)
