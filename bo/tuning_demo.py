@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from probkit.demo import DemoContext, DemoView, register_view
@@ -44,6 +45,9 @@ def run(ctx: DemoContext) -> None:
     )
     fig, axes = plots.figure(1, 3, size=(13.0, 3.8))
     ax = regret_plot(axes[0, 0], traces)
+    runs = np.concatenate([np.atleast_2d(trace) for trace in traces.values()])
+    low, high = runs.min(), runs[:, 2].max()  # the first points would hide all differences
+    ax.set_ylim(low - 0.1 * (high - low), high + 0.4 * (high - low))
     ax.axvline(trials / 2, color="#8a8a8a", linewidth=0.8, linestyle=":")
     ax.set(title="Best so far; opened again at the dotted line", ylabel="squared error / variance")
     calibrations = {label: study.calibration(folds=4) for label, study in studies.items()}
@@ -81,8 +85,6 @@ def _tune(problem: Any, surrogate: str, trials: int, seed: int) -> Any:
 
 def _random(problem: Any, ctx: DemoContext, trials: int, seed: int) -> Any:
     """Best so far of a random search."""
-    import numpy as np
-
     from probkit.rng import stream
 
     rng = stream(ctx.rng_seed, "random search", seed)
