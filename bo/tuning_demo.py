@@ -45,8 +45,8 @@ def run(ctx: DemoContext) -> None:
     )
     fig, axes = plots.figure(1, 3, size=(13.0, 3.8))
     ax = regret_plot(axes[0, 0], traces)
-    runs = np.concatenate([np.atleast_2d(trace) for trace in traces.values()])
-    low, high = runs.min(), runs[:, 2].max()  # the first points would hide all differences
+    curves = np.concatenate([np.atleast_2d(trace) for trace in traces.values()])
+    low, high = curves.min(), curves[:, 2].max()  # the first points would hide all differences
     ax.set_ylim(low - 0.1 * (high - low), high + 0.4 * (high - low))
     ax.axvline(trials / 2, color="#8a8a8a", linewidth=0.8, linestyle=":")
     ax.set(title="Best so far; opened again at the dotted line", ylabel="squared error / variance")
