@@ -291,7 +291,7 @@ def test_updates_extend_every_part() -> None:
     error = (more.predict(data.index[late], site="f").mean - truth).square().mean().sqrt()
     blind = (post.predict(data.index[late], site="f").mean - truth).square().mean().sqrt()
     assert float(error) < 0.9 * float(blind)
-    with pytest.raises(ShapeError, match="expected entries with 3 modes"):
+    with pytest.raises(DataError, match="expected one rank for each of 2 modes"):
         post.update(([[0.0, 1.0]], [1.0]), rng=0)
 
 
