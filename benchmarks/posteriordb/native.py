@@ -19,5 +19,5 @@ BENCHMARK = Quality(
     ),
     evaluate=_evaluate,
     packages=("probkit", "torch", "arviz"),
-    timeout=7200.0,
+    timeout=36000.0,
 )

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -227,7 +228,7 @@ class _Matrix(torch.autograd.Function):
         for index in np.ndindex(*a.shape[:-2]):
             own = G[index]
             _accumulate(
-                lambda i0, i1, j0, j1, own=own: own[i0:i1, j0:j1],
+                partial(_part, own),
                 _Tiles(a[index], None if b is None else b[index], ctx.family, slope_),
                 to_a[index],
                 to_a[index] if to_b is None else to_b[index],
@@ -268,12 +269,22 @@ class TiledProduct(torch.autograd.Function):
                 multiply(to_vectors[index], tile, _ones(first, second), left)
             if wants_a or wants_b:
                 _accumulate(
-                    lambda i0, i1, j0, j1, left=left, right=right: left[i0:i1] @ right[j0:j1].T,
+                    partial(_part_of_outer, left, right),
                     _Tiles(one, other, ctx.family, slope_),
                     to_a[index],
                     to_a[index] if to_b is None else to_b[index],
                 )
         return None, to_vectors, to_a, to_b
+
+
+def _part(G: Tensor, i0: int, i1: int, j0: int, j1: int) -> Tensor:
+    """A tile of an upstream gradient [n, m]."""
+    return G[i0:i1, j0:j1]
+
+
+def _part_of_outer(left: Tensor, right: Tensor, i0: int, i1: int, j0: int, j1: int) -> Tensor:
+    """A tile of the upstream gradient left right^T of a product."""
+    return left[i0:i1] @ right[j0:j1].T
 
 
 def _ones(a: Tensor, b: Tensor | None) -> Tensor | None:
