@@ -23,7 +23,7 @@ $(BIN)/python:
 
 $(VENV)/.stamp-%: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing probkit[$*] into $(VENV) (the first time takes minutes)"
-	@$(PIP) install --quiet --constraint constraints.txt --editable ".[$*]"
+	@$(PIP) install --quiet --no-compile --constraint constraints.txt --editable ".[$*]"
 	@touch $@
 
 # -- the two commands -------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def _ours(workload: Workload, device: str) -> Task:
     from probkit.inference.hmc.potential import Potential
     from probkit.models import BNN
 
-    widths = list(workload["hidden"])  # type: ignore[call-overload]
+    widths = [int(width) for width in str(workload["hidden"]).split("x")]
     model = BNN(hidden=tuple(widths), prior_std=PRIOR_SD, noise_var=NOISE_SD**2)
     potential = Potential(model, _data())
     position = potential.free.flatten(_values(widths))
@@ -78,7 +78,7 @@ def _pyro(workload: Workload, device: str) -> Task:
     from pyro.ops.integrator import potential_grad
 
     x, y = _data()
-    widths = list(workload["hidden"])  # type: ignore[call-overload]
+    widths = [int(width) for width in str(workload["hidden"]).split("x")]
     sizes = [FEATURES, *widths, 1]
 
     def program() -> None:
@@ -115,7 +115,7 @@ def _pyro(workload: Workload, device: str) -> Task:
 BENCHMARK = Benchmark(
     title="Gradients of Bayesian networks",
     question="What does the gradient of 16 chains cost together, beside Pyro's one by one?",
-    workloads=({"hidden": [50]}, {"hidden": [50, 50]}),
+    workloads=({"hidden": "50"}, {"hidden": "50x50"}),
     contenders=(
         Contender("probkit, 16 chains", _ours, ("probkit", "torch")),
         Contender("Pyro, 16 chains", _pyro, ("pyro-ppl", "torch")),

@@ -59,9 +59,10 @@ def _quartiles(values: list[float]) -> tuple[float, float]:
 BENCHMARK = Quality(
     title="Bayesian optimisation, regret",
     question=(
-        "Median regret after ten common initial points and 40 more (networks: 20 more), free of "
-        "noise; of BraninCurrin the share of the largest hypervolume that is missing. Ours: gp, "
-        "ibnn and the networks; peers: BoTorch's default, Optuna's GPSampler and TPE, random."
+        "What is the median regret after ten common initial points and 40 more (networks: 20 "
+        "more), free of noise (of BraninCurrin: the share of the largest hypervolume that is "
+        "missing)? Ours: gp, ibnn and the networks; peers: BoTorch's default, Optuna's GPSampler "
+        "and TPE, random: who is ahead?"
     ),
     evaluate=_evaluate,
     packages=("botorch", "optuna", "torch"),

@@ -120,9 +120,9 @@ BENCHMARK = Quality(
     title="Beijing PM2.5",
     question=(
         "What errors and coverage does message passing reach on daily PM2.5 of twelve stations, "
-        "indexed by temperature, pressure and day (13,572 entries to learn from, fold 0), beside "
-        "the mean of the day, gradient boosting, nearest neighbours, masked tensor completion and "
-        "a sparse GP? The model is chosen by inner validation on the training entries."
+        "indexed by temperature, pressure and day (13,572 entries to learn from, fold 0), the "
+        "model chosen by inner validation on those, beside the mean of the day, gradient boosting, "
+        "nearest neighbours, masked tensor completion and a sparse GP?"
     ),
     evaluate=_evaluate,
     packages=("probkit", "torch", "gpytorch", "tensorly", "scikit-learn"),

@@ -214,9 +214,10 @@ def _evaluate(quick: bool) -> Sequence[Value]:
 BENCHMARK = Quality(
     title="Slates: closed loop",
     question=(
-        "Does exploring pay? 100 users of a simulated market place (200 items) see a slate of 5 in "
-        "each of 25 rounds after 10 random ones; every policy learns from its own clicks. Then the "
-        "same with 100 new users in each of 21 rounds, who see four slates and click more easily."
+        "100 users of a simulated market place (200 items) see a slate of 5 in each of 25 rounds "
+        "after 10 random ones, and every policy learns from its own clicks; then the same with 100 "
+        "new users in each of 21 rounds, who see four slates and click more easily: does exploring "
+        "pay?"
     ),
     evaluate=_evaluate,
     packages=("probkit", "torch"),
