@@ -13,6 +13,7 @@ from benchmarks.harness.results import Machine
 __all__ = ["commit", "cpu_model", "find_gpu", "this_machine"]
 
 _ASK_GPU = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
+_ASK_DRIVER = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
 
 
 def cpu_model() -> str:
@@ -26,9 +27,20 @@ def cpu_model() -> str:
 
 
 def find_gpu(python: str = sys.executable) -> str | None:
-    """Return the GPU's name as PyTorch gives it, or None. Asks in another process."""
+    """Return the GPU's name as PyTorch gives it and its driver, or None; asks other processes."""
     reply = subprocess.run([python, "-c", _ASK_GPU], capture_output=True, text=True, check=False)
-    return reply.stdout.strip() or None
+    name = reply.stdout.strip()
+    return f"{name}{_driver()}" if name else None
+
+
+def _driver() -> str:
+    """The version of the driver, in words to add; nothing where nobody tells."""
+    try:
+        reply = subprocess.run(_ASK_DRIVER, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    versions = reply.stdout.split()
+    return f", driver {versions[0]}" if reply.returncode == 0 and versions else ""
 
 
 def _git(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -28,19 +28,23 @@ def steps_asked(queries: int) -> Any:
 
 def together(workload: Workload, device: str) -> Task:
     """All curves in one call."""
-    return _task(workload, int(workload["B"]), lambda lc, seen, x: [lc.predict(seen, x).median])
+    return _task(
+        workload, int(workload["B"]), lambda lc, seen, x: [lc.predict(seen, x).median], device
+    )
 
 
 def one_by_one(workload: Workload, device: str) -> Task:
     """The same network called once a curve, on 64 of the curves where there are more."""
     count = min(int(workload["B"]), 64)
-    return _task(workload, count, lambda lc, seen, x: [lc.predict(y, x).median for y in seen])
+    return _task(
+        workload, count, lambda lc, seen, x: [lc.predict(y, x).median for y in seen], device
+    )
 
 
-def _task(workload: Workload, count: int, call: Callable[..., list[Any]]) -> Task:
+def _task(workload: Workload, count: int, call: Callable[..., list[Any]], device: str) -> Task:
     from probkit.models.pfn import LearningCurvePFN
 
-    lc = LearningCurvePFN.load(out_of_prior="ignore")
+    lc = LearningCurvePFN.load(out_of_prior="ignore", device=device)
     seen = prefixes(int(workload["B"]), int(workload["longest"]))[:count]
     x = steps_asked(int(workload["queries"]))
 

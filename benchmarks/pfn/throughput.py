@@ -13,9 +13,12 @@ BENCHMARK = Benchmark(
         "curve?"
     ),
     workloads=tuple({"B": 4096, "queries": 1, "longest": longest} for longest in (10, 20, 50)),
+    gpu_workloads=tuple({"B": b, "queries": 1, "longest": 50} for b in (4096, 65536)),
     contenders=(
-        Contender("one call", _curves.together, ("probkit", "torch")),
-        Contender("a call a curve", _curves.one_by_one, ("probkit", "torch")),
+        Contender("one call", _curves.together, ("probkit", "torch"), devices=("cpu", "cuda")),
+        Contender(
+            "a call a curve", _curves.one_by_one, ("probkit", "torch"), devices=("cpu", "cuda")
+        ),
     ),
     comparisons=(
         Comparison(

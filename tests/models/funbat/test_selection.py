@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from probkit.driver import infer
 from probkit.errors import DataError
 from probkit.inference.passing import MessagePassing
 from probkit.kernels.state_space import Matern
@@ -89,6 +90,42 @@ def test_scores_are_those_of_the_medians() -> None:
     assert scores["coverage"] == 0.75
 
 
+@pytest.mark.parametrize("smooth", [True, False])
+def test_the_bound_finds_the_smoothness(smooth: bool, generator: torch.Generator) -> None:
+    index = torch.randint(50, (500, 2), generator=generator)
+    grid = torch.arange(50, dtype=F64) / 49
+    if smooth:
+        factors = torch.stack([(5 * grid).sin(), (4 * grid).cos()])
+    else:  # random walks, whose steps are rough at any scale
+        factors = 1 + 0.3 * torch.randn(2, 50, generator=generator, dtype=F64).cumsum(1)
+    y = factors[0, index[:, 0]] * factors[1, index[:, 1]]
+    y = y + 0.05 * torch.randn(500, generator=generator, dtype=F64)
+    models = {
+        f"nu {nu}": FunBaT(1, kind="cp", kernels=Matern(nu, 0.3), standardise="scale")
+        for nu in (0.5, 2.5)
+    }
+    data = (grid[index], y)
+    choice = choose_structure(data, models, rng=0, seeds=1, sampler=QUICK, criterion="bound")
+    assert choice.name == ("nu 2.5" if smooth else "nu 0.5")
+    # a factor of e^5 of evidence, at least
+    assert float(choice.scores["bound"].diff().iloc[1]) < -5
+    assert choice.posterior is not None and choice.scores.index[0] == choice.name
+
+
+def test_superfluous_components_are_switched_off(generator: torch.Generator) -> None:
+    x = torch.rand(400, 2, generator=generator, dtype=F64)
+    y = (5 * x[:, 0]).sin() * (4 * x[:, 1]).cos()
+    y = y + 0.05 * torch.randn(400, generator=generator, dtype=F64)
+    model = FunBaT(3, kind="cp", kernels=Matern(1.5, 0.3), standardise="scale")
+    post = infer(model, TensorData(x, y), MessagePassing(sweeps=60, tolerance=0.0), rng=0)
+    products = torch.ones(3, dtype=F64)
+    for mode in model.hyperparameters(post):
+        products = products * mode["variance"].reshape(3)
+    largest = products.sort(descending=True).values
+    # the variance of a component is the product of its factors'; noise alone leaves 1e-3 of it
+    assert float(largest[1] / largest[0]) < 0.01
+
+
 def test_bad_input(generator: torch.Generator) -> None:
     data = grid_data(0.0, generator)
     one = {"sum": candidates()["sum"]}
@@ -99,7 +136,7 @@ def test_bad_input(generator: torch.Generator) -> None:
 
     fails("at least one", {})
     fails("candidate 'a' is a int", {"a": 3})
-    fails("expected criterion 'nlpd', 'rmse' or 'mae', got 'aic'", criterion="aic")
+    fails("expected criterion 'nlpd', 'rmse', 'mae' or 'bound', got 'aic'", criterion="aic")
     fails("expected a whole folds >= 1", folds=0)
     fails("expected a whole seeds >= 1", seeds=0)
     fails(r"expected holdout in \(0, 1\), got 1.0", holdout=1.0)
