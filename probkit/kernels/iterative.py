@@ -139,8 +139,8 @@ def conjugate_gradients(
         >>> A = torch.tensor([[2.0, 1.0], [1.0, 3.0]], dtype=torch.float64)
         >>> b = torch.ones(2, 1, dtype=torch.float64)
         >>> found = conjugate_gradients(A.matmul, b, lambda v: v, tolerance=1e-12, max_iter=9)
-        >>> found.x.flatten().tolist(), found.steps
-        ([0.4, 0.2], 2)
+        >>> found.x.flatten(), found.steps
+        (tensor([0.4000, 0.2000], dtype=torch.float64), 2)
     """
     size = right.norm(dim=0)
     size = torch.where(size > 0, size, torch.ones_like(size))
