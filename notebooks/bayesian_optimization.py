@@ -201,8 +201,8 @@ def noisy(params):
     return Measurement(float(scores.mean()), var=2e-4)
 
 
-lab = Study(space, {"loss": "min"}, surrogate="gp", initial=8, rng=3)
-lab.optimize(noisy, 20)
+lab = Study(space, {"loss": "min"}, surrogate="gp", initial=10, rng=3)
+lab.optimize(noisy, 30)
 told_minimum = lab.best().value
 predicted = lab.predict([t.params for t in lab.trials])
 chosen = lab.trials[int(predicted["loss"].idxmin())]
@@ -225,7 +225,7 @@ surrogate_calibration_plot(axes[0, 0], calibration)
 calibration.summary().round(3)
 
 # %% [markdown]
-# Twenty trials crowd around the optimum after a broad start, which is hard on any model with one
+# Thirty trials crowd around the optimum after a broad start, which is hard on any model with one
 # length scale; read the curve as a warning light, not as a test. Where it stays far below the
 # diagonal, try `surrogate="auto"`, which compares surrogates by leave-one-out predictions, or a
 # robust outcome transform.
