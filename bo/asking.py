@@ -67,7 +67,7 @@ class StudySettings:
                 f"initial: expected a whole number of points >= 2, got {self.initial!r}: a "
                 "surrogate needs two"
             )
-        from probkit.bo.policy import ACQUISITIONS
+        from probkit.bo.policy.abilities import ACQUISITIONS
 
         if self.acquisition != "auto" and self.acquisition not in ACQUISITIONS:
             names = ", ".join(map(repr, ACQUISITIONS))

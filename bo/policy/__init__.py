@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 from probkit.bo.policy.goal import Goal
 
 if TYPE_CHECKING:
-    from probkit.bo.policy.abilities import ACQUISITIONS, allowed_acquisitions
+    from probkit.bo.policy.abilities import allowed_acquisitions
     from probkit.bo.policy.builders import acquisition_for
     from probkit.bo.policy.compiled import load_fused_kernel
     from probkit.bo.policy.search import maximise
     from probkit.bo.policy.thompson import ThompsonSample
 
 _HOME = {
-    "ACQUISITIONS": "abilities",
     "ThompsonSample": "thompson",
     "acquisition_for": "builders",
     "allowed_acquisitions": "abilities",
@@ -24,7 +23,6 @@ _HOME = {
 }
 
 __all__ = [
-    "ACQUISITIONS",
     "Goal",
     "ThompsonSample",
     "acquisition_for",

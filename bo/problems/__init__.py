@@ -7,10 +7,9 @@ from probkit.bo.problems.pest_control import PestControl
 from probkit.bo.problems.random_functions import BNNDraw, Polynomial
 from probkit.bo.problems.sklearn_tuning import SklearnTuning
 from probkit.bo.problems.synthetic import TestFunction
-from probkit.bo.problems.tables import TABLES, TableProblem
+from probkit.bo.problems.tables import TableProblem
 
 __all__ = [
-    "TABLES",
     "BNNDraw",
     "PestControl",
     "Polynomial",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from probkit.bo.surrogates.outcomes import RankGaussian, Winsorize
     from probkit.bo.surrogates.pfn import PFNSurrogate
     from probkit.bo.surrogates.posterior_surrogate import PosteriorSurrogate
-    from probkit.bo.surrogates.registry import SURROGATES, make_surrogate, warm_state
+    from probkit.bo.surrogates.registry import make_surrogate, warm_state
     from probkit.bo.surrogates.scale_mixture import NNGPSurrogate
     from probkit.bo.surrogates.sghmc import SGHMCSurrogate
 
@@ -47,7 +47,6 @@ _HOME = {
     "PosteriorSurrogate": "probkit.bo.surrogates.posterior_surrogate",
     "RankGaussian": "probkit.bo.surrogates.outcomes",
     "SGHMCSurrogate": "probkit.bo.surrogates.sghmc",
-    "SURROGATES": "probkit.bo.surrogates.registry",
     "StackedSurrogate": "probkit.bo.surrogates.auto",
     "Surrogate": "probkit.bo.surrogates.base",
     "Winsorize": "probkit.bo.surrogates.outcomes",
@@ -73,7 +72,6 @@ __all__ = [
     "PosteriorSurrogate",
     "RankGaussian",
     "SGHMCSurrogate",
-    "SURROGATES",
     "StackedSurrogate",
     "Surrogate",
     "Winsorize",

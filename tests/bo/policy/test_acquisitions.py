@@ -9,7 +9,8 @@ from botorch.acquisition.multi_objective import logei
 
 import probkit as pk
 from probkit.bo.domain import Domain
-from probkit.bo.policy import ACQUISITIONS, Goal, acquisition_for, allowed_acquisitions
+from probkit.bo.policy import Goal, acquisition_for, allowed_acquisitions
+from probkit.bo.policy.abilities import ACQUISITIONS
 from probkit.bo.policy.abilities import Abilities, abilities_of
 from probkit.bo.surrogates import make_surrogate
 
