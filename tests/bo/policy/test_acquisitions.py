@@ -10,8 +10,7 @@ from botorch.acquisition.multi_objective import logei
 import probkit as pk
 from probkit.bo.domain import Domain
 from probkit.bo.policy import Goal, acquisition_for, allowed_acquisitions
-from probkit.bo.policy.abilities import ACQUISITIONS
-from probkit.bo.policy.abilities import Abilities, abilities_of
+from probkit.bo.policy.abilities import ACQUISITIONS, Abilities, abilities_of
 from probkit.bo.surrogates import make_surrogate
 
 SMALL = {
