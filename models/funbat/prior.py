@@ -35,7 +35,7 @@ def factor_prior(model: FunBaT, data: Any, mode: int) -> dist.MultivariateNormal
         mode: Number of the mode.
 
     Returns:
-        A law with batch shape [component] and event shape [point]: the components that vary, at the
+        A law with batch shape [component], the components that vary, and event shape [point], the
         distinct coordinates of the mode.
 
     Example:

@@ -229,7 +229,7 @@ class SlateLog:
 
     @property
     def observed(self) -> Tensor:
-        """Steps [user, step] with a known answer: neither padding nor a click on an unknown."""
+        """Steps [user, step] with a known answer, neither padding nor a click on an unknown."""
         return (self.click != PAD) & (self.click != UNK)
 
     def mask(self, part: Part = "train") -> Tensor:
