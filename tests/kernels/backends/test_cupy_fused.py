@@ -7,7 +7,7 @@ import torch
 
 from probkit.errors import DataError, MissingExtraError
 from probkit.extras import available
-from probkit.kernels.backends import cupy_fused, torch_tiled
+from probkit.kernels.backends import backend, cupy_fused, torch_tiled
 from probkit.kernels.backends.cupy_fused import Fused, check_tensors
 from probkit.kernels.backends.launcher import check_major
 from probkit.kernels.backends.split_gram import BOUNDS, split_gram
@@ -180,3 +180,13 @@ def test_the_sources_agree_on_sizes():
     assert "kTile = kSide * kMicro" in text and 16 * 4 == cupy_fused.TILE
     assert f"kBackwardSteps = {cupy_fused.MAX_STEPS};" in text
     assert f"kVectors = {cupy_fused._VECTORS};" in text
+
+
+def test_data_that_is_not_on_a_gpu(monkeypatch):
+    monkeypatch.setattr("probkit.kernels.backends.launcher.available", lambda module: True)
+    text = "backend 'cupy': expected data on a CUDA device, got cpu; use 'torch'"
+    with pytest.raises(DataError, match=text):
+        backend("cupy", "cpu")
+    x = torch.zeros(2, 2)
+    with pytest.raises(DataError, match=text):
+        Fused().nngp(x, None, x[0], x[0])
