@@ -9,7 +9,7 @@ JOBS   ?= 2
 SITE   := docs/_build
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types doctest slow bench gpu notebooks docs wheel clean
+.PHONY: help demo test check lint types doctest slow bench gpu notebooks docs wheel smollm clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1|/' \
@@ -63,6 +63,9 @@ gpu:  ## tests and benchmarks on a CUDA device: make gpu PYTHON=/path/to/python
 	.venv-gpu/bin/python -m pytest -m gpu
 	.venv-gpu/bin/python -m benchmarks run --gpu
 	.venv-gpu/bin/python -m benchmarks report
+
+smollm: $(VENV)/.stamp-llm  ## the small language model that the slow tests run for real
+	$(BIN)/probkit fetch smollm2 --yes
 
 bench: $(VENV)/.stamp-test  ## the benchmarks, side by side with peers, and their tables
 	$(BIN)/python -m benchmarks run

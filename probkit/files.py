@@ -149,7 +149,8 @@ def pack(tree: Any, *, externals: Mapping[str, Any] | None = None) -> tuple[Any,
             return {_TAG: "mapping", "items": items}
         if type(value) is list:
             return [walk(v, _join(path, str(i))) for i, v in enumerate(value)]
-        if isinstance(value, tuple):
+        # a named tuple may be registered as a class of its own
+        if isinstance(value, tuple) and type(value) not in _BY_CLASS:
             kind = "size" if isinstance(value, torch.Size) else "tuple"
             return {
                 _TAG: kind,
