@@ -3,6 +3,8 @@
 A step potential G_t rates the last step; the target is the product of all of them. A value V_t
 rates the whole prefix; its weights are V_t / V_{t-1}, whose product telescopes to the last value,
 however the earlier ones were chosen (twisted sequential Monte Carlo).
+
+A class that can be either has both methods and says in its attribute ``kind`` which one it is.
 """
 
 from __future__ import annotations
@@ -12,9 +14,10 @@ from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from probkit.errors import CapabilityError
 from probkit.models.language.protocol import Continuation, Prefix
 
-__all__ = ["Potential", "StepPotential", "ValuePotential", "kind_of"]
+__all__ = ["Kind", "Potential", "StepPotential", "ValuePotential", "kind_of"]
 
 
 @runtime_checkable
@@ -46,21 +49,31 @@ class ValuePotential(Protocol):
 
 
 Potential = StepPotential | ValuePotential
+Kind = Literal["per_step", "value"]
+
+_METHODS = {"per_step": "log_step(prefixes, steps)", "value": "log_value(prefixes, finished)"}
 
 
-def kind_of(potential: Potential) -> Literal["per_step", "value"]:
-    """Return the kind of a potential.
+def kind_of(potential: Potential) -> Kind:
+    """Return the kind of a potential: what its attribute ``kind`` says, else its one method.
 
     Raises:
-        CapabilityError: It is of both kinds, or of none.
+        CapabilityError: It has no method of that kind, or says no kind and has both methods or
+            neither.
     """
-    from probkit.errors import CapabilityError
-
-    step, value = isinstance(potential, StepPotential), isinstance(potential, ValuePotential)
-    if step == value:
+    methods = {
+        "per_step": callable(getattr(potential, "log_step", None)),
+        "value": callable(getattr(potential, "log_value", None)),
+    }
+    declared = getattr(potential, "kind", None)
+    if declared in methods and methods[declared]:
+        return "per_step" if declared == "per_step" else "value"
+    if declared is not None or methods["per_step"] == methods["value"]:
+        has = " and ".join(_METHODS[k] for k, there in methods.items() if there) or "neither"
+        says = "" if declared is None else f", and kind={declared!r}"
         raise CapabilityError(
-            "potential: expected an object with either log_step(prefixes, steps) or "
-            f"log_value(prefixes, finished), {type(potential).__name__} has "
-            f"{'both' if step else 'neither'}"
+            f"potential: expected an object with either {_METHODS['per_step']} or "
+            f"{_METHODS['value']} (or both and kind='per_step' or 'value'), "
+            f"{type(potential).__name__} has {has}{says}"
         )
-    return "per_step" if step else "value"
+    return "per_step" if methods["per_step"] else "value"
