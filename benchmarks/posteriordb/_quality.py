@@ -31,7 +31,7 @@ def evaluate(form: Literal["native", "program"], quick: bool) -> list[Value]:
     Raises:
         Unavailable: The data are not there.
     """
-    from benchmarks.posteriordb._run import run_case
+    from benchmarks.posteriordb._cells import report_of
     from benchmarks.posteriordb._store import stored
     from benchmarks.posteriordb.models import CASES
 
@@ -39,7 +39,7 @@ def evaluate(form: Literal["native", "program"], quick: bool) -> list[Value]:
     bound = z_bound(list(files.values()))
     values, largest, r_hat = [], 0.0, 0.0
     for name in _QUICK if quick else CASES:
-        report = run_case(name, form, files[name], **_OPTIONS[form])
+        report = report_of(name, form, files[name], **_OPTIONS[form])
         worst = report.worst
         note = (
             f"{worst.statistic} of {worst.parameter}; {len(report.rows)} comparisons, R-hat "

@@ -101,6 +101,22 @@ def test_a_study_opened_again_asks_for_the_same(tmp_path, surrogate):
     assert dict(study.ask().params) == dict(whole.ask().params)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("surrogate", ["hmc", "sghmc", "ensemble"])
+def test_sampled_and_trained_surrogates_go_on_from_the_file(tmp_path, surrogate):
+    options = {"surrogate": surrogate, "options": {"hidden": (8,)}}
+    whole = study_of(**options)
+    whole.optimize(branin, 7)
+    path = tmp_path / "run.db"
+    study_of(path, **options)
+    for _ in range(7):
+        trial = Study.load(path).ask()
+        Study.load(path).tell(trial.number, branin(trial.params))
+    assert [dict(t.params) for t in Study.load(path).trials] == [
+        dict(t.params) for t in whole.trials
+    ]
+
+
 def test_the_warm_state_of_the_last_surrogate_is_in_the_file(tmp_path):
     path = tmp_path / "run.db"
     study_of(path).optimize(branin, 7)

@@ -45,6 +45,15 @@ def test_a_hundred_kills_lose_nothing_and_change_nothing(tmp_path):
     assert seen["same"]  # every ask after a kill was the one of a study never killed
 
 
+def test_four_workers_out_of_order_failures_a_kill_and_a_resumption_at_once(tmp_path):
+    seen = run("turmoil", tmp_path / "run.db", 4)
+    assert seen["lost"] == []
+    # three workers told two bunches of two, the killed one its first; its second is pending
+    assert (seen["acknowledged"], seen["left"]) == (14, 2)
+    assert (seen["failed"], seen["complete"]) == (5, 11)
+    assert seen["right"] and seen["distinct"] and seen["best"] and seen["next differs from pending"]
+
+
 def test_four_processes_share_one_file(tmp_path):
     seen = run("share", tmp_path / "run.db", 4, 24)
     check_shared(seen)

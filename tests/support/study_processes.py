@@ -145,6 +145,68 @@ def resume(storage, trials):
     return {"same": [dict(t.params) for t in found] == [dict(t.params) for t in whole.trials]}
 
 
+def turmoil(path, workers):
+    """Workers ask in bunches, tell in reverse, fail now and then; one is killed, another resumes.
+
+    Every told outcome is acknowledged through a pipe, so that what the file holds can be checked.
+    """
+    from probkit.bo import Study
+
+    warm_up()
+    line_study(path)
+
+    def work(number, writer, hangs):
+        study = Study.load(path)
+        for bunch in range(2):
+            for place, trial in enumerate(reversed(study.ask(2))):
+                if hangs and bunch == 1:
+                    os.write(writer, json.dumps(["hangs", trial.number]).encode() + b"\n")
+                    time.sleep(600)  # killed here, with two trials pending
+                if (number + place) % 3 == 0:
+                    told = study.tell(trial, status="failed")
+                else:
+                    told = study.tell(trial, wave(trial.params))
+                line = json.dumps([told.number, told.status, told.value])
+                os.write(writer, line.encode() + b"\n")
+
+    reader, writer = os.pipe()
+    children = [
+        child_of(lambda k=k: work(k, writer, hangs=k == workers - 1)) for k in range(workers)
+    ]
+    os.close(writer)
+    acknowledged, victim = {}, children[-1]
+    with os.fdopen(reader) as pipe:
+        for line in pipe:
+            first, *rest = json.loads(line)
+            if first == "hangs":
+                os.kill(victim, signal.SIGKILL)
+            else:
+                acknowledged[first] = rest
+    for child in children:
+        os.waitpid(child, 0)
+    resumed = Study.load(path)
+    left = [t.number for t in resumed.pending]
+    for trial in reversed(resumed.pending):
+        resumed.tell(trial, wave(trial.params))
+    stored = {t.number: t for t in resumed.trials}
+    first, again = (dict(Study.load(path).ask().params) for _ in range(2))
+    return {
+        "lost": [
+            n for n, (status, value) in acknowledged.items()
+            if (stored[n].status, stored[n].value) != (status, value)
+        ],
+        "acknowledged": len(acknowledged),
+        "left": len(left),
+        "failed": sum(t.status == "failed" for t in stored.values()),
+        "complete": sum(t.status == "complete" for t in stored.values()),
+        "right": all(t.value == wave(t.params) for t in stored.values() if t.status == "complete"),
+        "distinct": len({t["x"] for t in stored.values()}) == len(stored),
+        "best": resumed.best().value == min(wave(t.params) for t in stored.values()
+                                             if t.status == "complete"),
+        "next differs from pending": first != again,
+    }  # fmt: skip
+
+
 def dask(path, marker, trials):
     """Evaluate on a local Dask cluster of processes, one of which is killed in mid-trial."""
     import dask as settings
@@ -192,7 +254,13 @@ def dask(path, marker, trials):
     }
 
 
-PROGRAMS = {"kill_many": kill_many, "share": share, "resume": resume, "dask": dask}
+PROGRAMS = {
+    "kill_many": kill_many,
+    "share": share,
+    "resume": resume,
+    "dask": dask,
+    "turmoil": turmoil,
+}
 
 if __name__ == "__main__":
     program, *arguments = sys.argv[1:]
