@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from probkit.models.language.markov import MarkovLM
 from probkit.models.language.protocol import (
     Budget,
     Capabilities,
@@ -11,6 +12,7 @@ from probkit.models.language.protocol import (
     Prefix,
     Usage,
 )
+from probkit.models.language.smollm import load_smollm2, smollm2_path
 
 __all__ = [
     "Budget",
@@ -18,6 +20,9 @@ __all__ = [
     "Continuation",
     "LanguageModel",
     "Law",
+    "MarkovLM",
     "Prefix",
     "Usage",
+    "load_smollm2",
+    "smollm2_path",
 ]
