@@ -63,6 +63,10 @@ class Steps:
             if not whole and not (name == "max_tokens" and value is None):
                 raise DataError(f"Steps: expected a whole {name} >= 1, got {value!r}")
 
+    def __call__(self, data: object) -> int:
+        """Return the number of steps: what makes ``model.steps(data)`` a model's method."""
+        return self.max_steps
+
     @property
     def stops(self) -> tuple[str, ...]:
         """All strings that end a step."""
