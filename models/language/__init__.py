@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from probkit.models.language.guided import GuidedGeneration
 from probkit.models.language.markov import MarkovLM
+from probkit.models.language.partial import Partial
 from probkit.models.language.protocol import (
     Budget,
     Capabilities,
@@ -13,15 +15,19 @@ from probkit.models.language.protocol import (
     Usage,
 )
 from probkit.models.language.smollm import load_smollm2, smollm2_path
+from probkit.models.language.steps import Steps
 
 __all__ = [
     "Budget",
     "Capabilities",
     "Continuation",
+    "GuidedGeneration",
     "LanguageModel",
     "Law",
     "MarkovLM",
+    "Partial",
     "Prefix",
+    "Steps",
     "Usage",
     "load_smollm2",
     "smollm2_path",
