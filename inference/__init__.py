@@ -16,6 +16,7 @@ from probkit.inference.importance import ImportanceSampling
 from probkit.inference.laplace import Laplace, LaplaceNormal
 from probkit.inference.map import MAP
 from probkit.inference.passing import MessagePassing
+from probkit.inference.search import DVTS, BeamSearch, BestOfN, Greedy, SelfConsistency
 from probkit.inference.sgmcmc import SGHMC, SGLD, Constant, Cyclical, PolynomialDecay
 from probkit.inference.smc import (
     PPG,
@@ -29,6 +30,7 @@ from probkit.inference.smc import (
 from probkit.inference.svi import SVI
 
 __all__ = [
+    "DVTS",
     "EM",
     "HMC",
     "MAP",
@@ -38,6 +40,8 @@ __all__ = [
     "SGLD",
     "SMC",
     "SVI",
+    "BeamSearch",
+    "BestOfN",
     "Constant",
     "Cyclical",
     "DeepEnsemble",
@@ -45,6 +49,7 @@ __all__ = [
     "Fixed",
     "FullRank",
     "Gibbs",
+    "Greedy",
     "ImportanceSampling",
     "Laplace",
     "LaplaceNormal",
@@ -57,4 +62,5 @@ __all__ = [
     "ParticleMarginalMH",
     "PolynomialDecay",
     "ScoreAscent",
+    "SelfConsistency",
 ]

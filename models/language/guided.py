@@ -280,6 +280,10 @@ class GuidedGeneration(Model):
         """Return the model with its potential to a further power."""
         return replace(self, power=self.power * power)
 
+    def greedy(self) -> GuidedGeneration:
+        """Return the model that takes the most probable token, without a proposal."""
+        return replace(self, law=replace(self.law, temperature=0.0), proposal=None)
+
     def sampler(self) -> Any:
         """Return a particle filter of 32 particles."""
         from probkit.inference import ParticleFilter
