@@ -341,7 +341,21 @@ def join_chains(parts: Sequence[Posterior]) -> Posterior:
         marginals={},
         log_evidence=evidence,
         sample_stats=stats,
+        attrs=_join_attrs(parts),
     )
+
+
+def _join_attrs(parts: Sequence[Posterior]) -> dict[str, Any]:
+    """The first chains' attributes; tuples with one entry for each chain are joined."""
+    attrs = dict(parts[0].attrs)
+    for name, value in parts[0].attrs.items():
+        each = [part.attrs.get(name) for part in parts]
+        if isinstance(value, tuple) and all(
+            isinstance(found, tuple) and len(found) == part.chains
+            for found, part in zip(each, parts, strict=True)
+        ):
+            attrs[name] = tuple(entry for found in each for entry in found)
+    return attrs
 
 
 def first_chains(posterior: Posterior, n: int) -> Posterior:

@@ -13,6 +13,7 @@ from probkit.inference.smc.cloud import (
     spawn,
 )
 from probkit.inference.smc.diagnostics import EvidenceEstimate, degeneracy, evidence
+from probkit.inference.smc.entropic import Entropic, tempered_resample
 from probkit.inference.smc.filters import ParticleFilter, filter_step, log_evidence_estimate
 from probkit.inference.smc.fisher import Score, ScoreAscent, score
 from probkit.inference.smc.gibbs import ParticleGibbs, conditional_sweep
@@ -31,6 +32,7 @@ __all__ = [
     "PPG",
     "SMC",
     "Cloud",
+    "Entropic",
     "EvidenceEstimate",
     "ExtinctionError",
     "PaRIS",
@@ -58,4 +60,5 @@ __all__ = [
     "spawn",
     "stratified",
     "systematic",
+    "tempered_resample",
 ]

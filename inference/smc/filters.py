@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from probkit.errors import CapabilityError, DataError
 from probkit.files import storable
-from probkit.inference.smc.cloud import Cloud, extend, resample, reweight, spawn
+from probkit.inference.smc import hooks
+from probkit.inference.smc.cloud import Cloud, ExtinctionError, extend, resample, reweight, spawn
+from probkit.inference.smc.entropic import Entropic, tempered_resample
 from probkit.inference.smc.genealogy import paths, record, survivors
 from probkit.inference.smc.particles import Particles, is_tensors
 from probkit.inference.smc.resampling import Resampler, resolve
@@ -35,6 +37,7 @@ def filter_step(
     resampler: str | Resampler = "systematic",
     ess_threshold: float = 0.5,
     proposal: Any = None,
+    tempering: Entropic | None = None,
     rng: torch.Generator,
 ) -> tuple[Cloud, Tensor | None]:
     """Resample where needed, extend by step ``t``, reweight.
@@ -42,7 +45,13 @@ def filter_step(
     Returns:
         The cloud after the step, and the ancestors [particle] (None where nothing was resampled).
     """
-    cloud, ancestors = resample(cloud, resampler, rng=rng, threshold=ess_threshold)
+    ancestors: Tensor | None
+    progress = 0.0 if tempering is None else t / number_of_steps(model, data)
+    if tempering is not None and tempering.applies(cloud, progress):
+        temperature = tempering.temperature(cloud, progress)
+        cloud, ancestors = tempered_resample(cloud, resampler, temperature, rng=rng)
+    else:
+        cloud, ancestors = resample(cloud, resampler, rng=rng, threshold=ess_threshold)
     new, log_increments = extend(model, t, cloud.particles, data, rng=rng, proposal=proposal)
     moved = Cloud(new, cloud.log_weights, cloud.log_evidence)
     return reweight(moved, log_increments, step=t), ancestors
@@ -61,8 +70,6 @@ def log_evidence_estimate(
 
     Minus infinity where all particles died.
     """
-    from probkit.inference.smc.cloud import ExtinctionError
-
     cloud = spawn(model, n, data, rng=rng)
     for t in range(number_of_steps(model, data)):
         try:
@@ -134,11 +141,20 @@ class ParticleFilter(Sampler):
         paths: Return whole trajectories, traced back through the ancestry, in place of the
             particles of the last step.
         ancestry: Remember who descends from whom, for the statistic ``unique_ancestors``.
+        tempering: Soften early resampling (:class:`~probkit.inference.smc.Entropic`); the estimates
+            stay unbiased.
+
+    A model may tell when its particles are finished, what they cost, and that a budget is used up
+    (:mod:`probkit.inference.smc.hooks`); the run then ends early. Traces of chains that ended
+    before the longest one repeat their last value (costs: zero).
 
     Returns (through ``infer``):
         Weighted particles. Tensors and lists of objects as a ``Population``; named tensors and
         ``paths`` (site "path" [chain, particle, step, *]) as weighted draws. ``sample_stats`` hold
-        ``ess``, ``log_evidence_trace``, ``resampled`` and ``unique_ancestors``, all [chain, step].
+        ``ess``, ``log_evidence_trace``, ``resampled`` and ``unique_ancestors``, all [chain, step];
+        for models that may end early also ``steps_taken`` [chain] and ``extinct_at`` [chain] (the
+        step at which all particles died, -1 where they did not), and ``cost_*`` [chain, step] for
+        metered ones. ``attrs["stopped"]`` and ``attrs["usage"]`` then have an entry for each chain.
 
     Example:
         >>> from probkit import infer
@@ -155,6 +171,7 @@ class ParticleFilter(Sampler):
     guided: bool = False
     paths: bool = False
     ancestry: bool = True
+    tempering: Entropic | None = None
 
     needs = ("sites", "steps", "start", "extend", "log_weight")
     accepts_guide = True
@@ -163,6 +180,10 @@ class ParticleFilter(Sampler):
         check_count("ParticleFilter", n=self.n)
         check_share("ParticleFilter", ess_threshold=self.ess_threshold)
         resolve(self.resampler)
+        if not isinstance(self.tempering, Entropic | None):
+            raise DataError(
+                f"ParticleFilter: expected tempering=Entropic(...) or None, got {self.tempering!r}"
+            )
 
     def init(self, problem: Problem, *, rngs: Any) -> Tree:
         """Start the particles."""
@@ -175,30 +196,60 @@ class ParticleFilter(Sampler):
                 "ParticleFilter(paths=True) needs tensor particles; objects can carry their own "
                 "history: leave out paths"
             )
-        return {"t": 0, "cloud": to_tree(cloud), "genealogy": []}
+        return {"t": 0, "cloud": to_tree(cloud), "genealogy": [], "spent": {}, "extinct_at": -1}
 
     def step(self, problem: Problem, state: Tree, *, rngs: Any) -> Step:
         """Take one step of the model."""
-        t = state["t"]
-        with torch.no_grad():
-            cloud, ancestors = filter_step(
-                problem.model,
-                t,
-                from_tree(state["cloud"]),
-                problem.data,
-                resampler=self.resampler,
-                ess_threshold=self.ess_threshold,
-                proposal=find_proposal(problem, self.guided, "ParticleFilter"),
-                rng=rngs[0],
-            )
+        model, t, extinct_at = problem.model, state["t"], -1
+        viable = from_tree(state["cloud"])
+        ancestors: Tensor | None = None
+        if hooks.exhausted(model, state["spent"]) is not None:  # only before the first step
+            cloud, cost = viable, dict.fromkeys(hooks.metered(model), 0)
+        else:
+            before = hooks.metered(model)
+            with torch.no_grad():
+                try:
+                    cloud, ancestors = self._advance(problem, t, viable, rngs[0])
+                except ExtinctionError:
+                    if not hooks.reports_extinction(model):
+                        raise
+                    cloud, extinct_at = _extinct(viable), t
+            cost = hooks.spent_since(model, before)
         genealogy = state["genealogy"]
         if self.ancestry or self.paths:
             values = cloud.particles if self.paths else None
             genealogy = record(genealogy, self.n, ancestors, values)
-        keep = step_stats(cloud, ancestors is not None)
-        done = t + 1 >= number_of_steps(problem.model, problem.data)
-        state = {"t": t + 1, "cloud": to_tree(cloud), "genealogy": genealogy}
+        spent = {name: state["spent"].get(name, 0) + value for name, value in cost.items()}
+        done = (
+            t + 1 >= number_of_steps(model, problem.data)
+            or extinct_at >= 0
+            or hooks.all_finished(model, cloud.particles)
+            or hooks.exhausted(model, spent) is not None
+        )
+        keep = {**step_stats(cloud, ancestors is not None), **cost_stats(cost)}
+        state = {
+            "t": t + 1,
+            "cloud": to_tree(cloud),
+            "genealogy": genealogy,
+            "spent": spent,
+            "extinct_at": extinct_at,
+        }
         return Step(state, done, keep, {"ess": float(cloud.ess)})
+
+    def _advance(
+        self, problem: Problem, t: int, cloud: Cloud, rng: torch.Generator
+    ) -> tuple[Cloud, Tensor | None]:
+        return filter_step(
+            problem.model,
+            t,
+            cloud,
+            problem.data,
+            resampler=self.resampler,
+            ess_threshold=self.ess_threshold,
+            proposal=find_proposal(problem, self.guided, "ParticleFilter"),
+            tempering=self.tempering,
+            rng=rng,
+        )
 
     def finish(self, problem: Problem, state: Tree, kept: Tree, *, rngs: Any) -> Posterior:
         """Collect the weighted particles and the traces."""
@@ -210,13 +261,53 @@ class ParticleFilter(Sampler):
             source: Any = weighted_draws(paths(state["genealogy"]), "path", cloud.log_weights)
         else:
             source = population_source(cloud)
+        dims = trace_dims(stats)
+        attrs: dict[str, Any] = {}
+        if hooks.can_finish_early(problem.model):
+            steps = number_of_steps(problem.model, problem.data)
+            stats = {name: padded(name, value, steps) for name, value in stats.items()}
+            stats["steps_taken"] = torch.tensor([state["t"]])
+            stats["extinct_at"] = torch.tensor([state["extinct_at"]])
+            attrs["stopped"] = (_why(problem.model, state, cloud),)
+        if state["spent"]:
+            attrs["usage"] = (dict(state["spent"]),)
         return make_posterior(
             problem,
             source,
             log_evidence=Evidence(cloud.log_evidence.reshape(1), "estimate"),
             sample_stats=stats,
-            stat_dims=trace_dims(stats),
+            stat_dims=dims,
+            attrs=attrs,
         )
+
+    def conclude(self, problem: Problem, posterior: Posterior) -> Posterior:
+        """Cut the traces to the longest chain, where chains may end early."""
+        stats = dict(posterior.sample_stats)
+        if "steps_taken" not in stats:
+            return posterior
+        longest = int(stats["steps_taken"].max())
+        for name, dims in trace_dims(stats).items():
+            if dims[0] == "step":
+                stats[name] = stats[name][:, :longest]
+        return replace(posterior, sample_stats=stats)
+
+
+def _extinct(viable: Cloud) -> Cloud:
+    """The last particles with weight, and evidence zero."""
+    nothing = torch.full_like(viable.log_evidence, -torch.inf)
+    dead = Cloud(viable.particles, viable.log_weights, nothing)
+    vars(dead)["ess"] = torch.zeros_like(viable.log_evidence)
+    return dead
+
+
+def _why(model: Any, state: Tree, cloud: Cloud) -> str:
+    """Say why a chain ended before all of its particles were finished; empty where they are."""
+    if state["extinct_at"] >= 0:
+        return f"extinct: every particle has weight zero after step {state['extinct_at']}"
+    limit = hooks.exhausted(model, state["spent"])
+    if limit is not None and not hooks.all_finished(model, cloud.particles):
+        return f"budget: {limit}"
+    return hooks.state_of(model, cloud.particles)
 
 
 # --------------------------------------------------------------------------- shared by samplers
@@ -229,6 +320,27 @@ def step_stats(cloud: Cloud, resampled: bool) -> dict[str, Tensor]:
         "log_evidence_trace": cloud.log_evidence.reshape(1, 1),
         "resampled": torch.full((1, 1), resampled, device=cloud.log_weights.device),
     }
+
+
+def cost_stats(cost: Mapping[str, float]) -> dict[str, Tensor]:
+    """Costs of one filter step, each [chain=1, step=1]; seconds are left out.
+
+    Time differs between equal runs, and all statistics are to be equal.
+    """
+    return {
+        f"cost_{name}": torch.tensor([[float(value)]], dtype=torch.float64)
+        for name, value in cost.items()
+        if name != "seconds"
+    }
+
+
+def padded(name: str, trace: Tensor, steps: int) -> Tensor:
+    """Fill a trace [chain, step, *] up to ``steps`` with its last value; a cost with zeros."""
+    missing = steps - trace.shape[1]
+    if missing <= 0:
+        return trace
+    last = trace[:, -1:].expand(-1, missing, *trace.shape[2:])
+    return torch.cat([trace, torch.zeros_like(last) if name.startswith("cost_") else last], 1)
 
 
 def trace_dims(stats: Mapping[str, Tensor], along: str = "step") -> dict[str, tuple[str, ...]]:
