@@ -1,0 +1,1 @@
+"""Parts of the back end for OpenAI-compatible servers: transport, budget, probing, schema."""
