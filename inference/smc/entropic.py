@@ -62,9 +62,7 @@ class Entropic:
             )
         for name in ("ess_threshold", "until"):
             if not 0.0 <= getattr(self, name) <= 1.0:
-                raise DataError(
-                    f"Entropic: expected 0 <= {name} <= 1, got {getattr(self, name)!r}"
-                )
+                raise DataError(f"Entropic: expected 0 <= {name} <= 1, got {getattr(self, name)!r}")
 
     def applies(self, cloud: Cloud, progress: float) -> bool:
         """Tell whether resampling is due, and to be softened."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -10,22 +11,26 @@ from torch import Tensor
 
 from probkit.errors import CapabilityError, DataError
 from probkit.files import storable
+from probkit.inference.smc import hooks
 from probkit.inference.smc.backward import backward_draws, needs_transition
-from probkit.inference.smc.cloud import Cloud, increments, reweight, spawn
+from probkit.inference.smc.cloud import Cloud, ExtinctionError, increments, reweight, spawn
 from probkit.inference.smc.filters import (
     check_count,
+    cost_stats,
     find_proposal,
+    from_tree,
     named,
     number_of_steps,
+    to_tree,
 )
-from probkit.inference.smc.particles import Particles, is_tensors, join, put_last, take
+from probkit.inference.smc.particles import Particles, count, is_tensors, join, put_last, take
 from probkit.inference.smc.resampling import multinomial
 from probkit.posterior import Posterior, make_posterior
 from probkit.sampler import Problem, Sampler, Step
 from probkit.sources import Draws, Population
 from probkit.tree import Tree, map_tensors
 
-__all__ = ["ParticleGibbs", "Sweep", "conditional_sweep"]
+__all__ = ["ParticleGibbs", "Sweep", "SweepEnded", "conditional_sweep"]
 
 
 class Sweep(NamedTuple):
@@ -44,6 +49,19 @@ class Sweep(NamedTuple):
     renewed: Tensor
 
 
+class SweepEnded(Exception):
+    """A sweep that could not be brought to its end.
+
+    Attributes:
+        viable: The last weighted cloud.
+        reason: Why, in words.
+    """
+
+    def __init__(self, reason: str, viable: Cloud) -> None:
+        super().__init__(reason)
+        self.reason, self.viable = reason, viable
+
+
 def conditional_sweep(
     model: Any,
     data: Any,
@@ -60,6 +78,12 @@ def conditional_sweep(
     n >= 2 (Andrieu, Doucet & Holenstein 2010). Ancestor sampling draws anew, at every step, which
     particle the rest of the reference continues (Lindsten, Jordan & Schoen 2014).
 
+    Particles that hold their whole past (partial answers) need two hooks for that,
+    ``log_future(t, particles, path, data)``: the log of transitions and potentials of the path's
+    steps after ``t`` if they followed each particle; and ``graft(t, particle, path, data)``: the
+    path with its beginning replaced by a particle's. A sweep ends as soon as the model says that
+    all particles are finished; what follows in the path repeats its last entry.
+
     Args:
         model: A ``Sequential`` model.
         data: The data.
@@ -71,8 +95,11 @@ def conditional_sweep(
 
     Returns:
         The sweep.
+
+    Raises:
+        ExtinctionError: All particles died (only without a reference).
+        SweepEnded: The same for models that report it, or the model could not go on.
     """
-    mover = model.extend if proposal is None else proposal.propose
     steps = number_of_steps(model, data)
     cloud = spawn(model, n, data, rng=rng)
     if reference is not None:
@@ -80,21 +107,60 @@ def conditional_sweep(
     visited, parents, ess = [cloud.particles], [], []
     for t in range(steps):
         ancestors = _ancestors(model, t, cloud, reference, ancestor_sampling, data, rng)
+        if reference is not None and t > 0 and hooks.grafts(model):
+            heir = take(cloud.particles, ancestors[-1:])[0]
+            reference = model.graft(t, heir, reference, data)
         old = take(cloud.particles, ancestors)
-        new = mover(t, old, data, rng=rng)
-        if reference is not None:
-            new = _bind(new, reference, t + 1)
+        new = _moved(model, t, old, reference, data, proposal, rng)
+        if reason := hooks.interrupted(model, new):
+            raise SweepEnded(reason, cloud)
         log_increments = increments(model, t, old, new, data, proposal=proposal)
         equal = torch.full_like(cloud.log_weights, -torch.log(torch.tensor(float(n))).item())
-        cloud = reweight(Cloud(new, equal, cloud.log_evidence), log_increments, step=t)
+        before = cloud
+        try:
+            cloud = reweight(Cloud(new, equal, cloud.log_evidence), log_increments, step=t)
+        except ExtinctionError as error:
+            if not hooks.reports_extinction(model):
+                raise
+            raise SweepEnded(f"extinct: {error}", before) from None
         visited.append(new)
         parents.append(ancestors)
         ess.append(cloud.ess)
+        if hooks.all_finished(model, new):
+            break
     last = multinomial(cloud.weights, 1, rng)
     path, renewed = _trace(visited, parents, last, n)
     if reference is None:
         renewed = torch.ones_like(renewed)
-    return Sweep(path, cloud.log_evidence, torch.stack(ess), renewed)
+    missing = steps - len(ess)
+    if missing > 0:
+        path = join([path, *[_rest(model, len(ess), path, data, rng)] * missing])
+        renewed = torch.cat([renewed, renewed[-1:].expand(missing)])
+    return Sweep(path, cloud.log_evidence, torch.stack(ess + ess[-1:] * missing), renewed)
+
+
+def _moved(
+    model: Any,
+    t: int,
+    old: Particles,
+    reference: Particles | None,
+    data: Any,
+    proposal: Any,
+    rng: torch.Generator,
+) -> Particles:
+    """Particles after step ``t``, the reference's in the last slot."""
+    mover = model.extend if proposal is None else proposal.propose
+    if reference is None:
+        return mover(t, old, data, rng=rng)
+    if hooks.grafts(model):  # lists of objects; the slot of the reference need not be drawn
+        return [*mover(t, old[:-1], data, rng=rng), reference[t + 1]]
+    return _bind(mover(t, old, data, rng=rng), reference, t + 1)
+
+
+def _rest(model: Any, t: int, path: Particles, data: Any, rng: torch.Generator) -> Particles:
+    """What a finished path's last particle is after further steps."""
+    last = take(path, torch.tensor([count(path) - 1]))
+    return model.extend(t, last, data, rng=rng)
 
 
 def _bind(particles: Particles, reference: Particles, position: int) -> Particles:
@@ -117,7 +183,10 @@ def _ancestors(
         return torch.arange(n, device=cloud.log_weights.device)
     if reference is None:
         return multinomial(cloud.weights, n, rng)
-    if ancestor_sampling:
+    if ancestor_sampling and hooks.grafts(model):
+        log_future = model.log_future(t, cloud.particles, reference, data)
+        own = multinomial(torch.softmax(cloud.log_weights + log_future, 0), 1, rng)
+    elif ancestor_sampling:
         one = take(reference, torch.tensor([t + 1]))
         own = backward_draws(model, t, cloud, one, 1, data, exact=True, rng=rng).ancestors[0]
     else:
@@ -159,7 +228,9 @@ class ParticleGibbs(Sampler):
         Draws of site "path" [chain, draw, step, *] (named tensors keep their names); for particles
         that are other objects, a population of the last particle of each path. ``sample_stats``
         hold ``renewed`` [chain, draw, step], whether a step of the path changed hands, and ``ess``.
-
+        Models with a meter add ``cost_*`` [chain, draw], ``attrs["usage"]`` and
+        ``attrs["stopped"]``; chains that a budget ended are filled up with particles of weight
+        zero.
     Example:
         >>> from probkit import infer
         >>> from probkit.models.state_space import StochasticVolatility
@@ -209,39 +280,119 @@ class ParticleGibbs(Sampler):
                 "ParticleGibbs(ancestor_sampling=True)",
                 "Use ancestor_sampling=False",
             )
-        return {"sweep": 0, "reference": None, "objects": []}
+        if hooks.grafts(problem.model) and self.ancestor_sampling:
+            problem.model.require_future("ParticleGibbs(ancestor_sampling=True)")
+        return {"sweep": 0, "reference": None, "objects": [], "spent": {}, "ended": ""}
 
     def step(self, problem: Problem, state: Tree, *, rngs: Any) -> Step:
         """Take one sweep."""
-        sweep = self._sweep(problem, state["reference"], rngs[0])
-        done = state["sweep"] + 1
+        model, begun = problem.model, state["sweep"] + 1
+        if limit := hooks.exhausted(model, state["spent"]):  # only before the first sweep
+            cloud = spawn(model, self.n, problem.data, rng=rngs[0])
+            return Step({**state, "ended": f"budget: {limit}", "viable": to_tree(cloud)}, True)
+        before = hooks.metered(model)
+        try:
+            sweep = self._sweep(problem, state["reference"], rngs[0])
+        except SweepEnded as end:
+            spent = _sum(state["spent"], hooks.spent_since(model, before))
+            state = {**state, "sweep": begun, "spent": spent, "viable": to_tree(end.viable)}
+            if end.reason.startswith("extinct") and begun <= self.warmup:
+                return Step(state, False)  # there is no reference yet: start once more
+            return Step({**state, "ended": end.reason}, True)
+        cost = hooks.spent_since(model, before)
         keep, objects = None, state["objects"]
-        if done > 1 + self.warmup:
-            steps = torch.arange(1, len(sweep.renewed) + 1, device=sweep.ess.device)
-            if is_tensors(sweep.path):
-                keep = map_tensors(
-                    lambda tensor: tensor[None, None], named(take(sweep.path, steps), "path")
-                )
-                keep = {"path": keep}
-            else:
-                keep = {}
-                objects = [*objects, *_as_list(take(sweep.path, steps[-1:]))]
-            keep["renewed"] = sweep.renewed[None, None]
-            keep["ess"] = sweep.ess[None, None]
-        state = {"sweep": done, "reference": sweep.path, "objects": objects}
+        if begun > 1 + self.warmup:
+            keep, last = _kept(sweep)
+            keep |= cost_stats(cost)
+            objects = [*objects, *last]
+        spent = _sum(state["spent"], cost)
+        limit = hooks.exhausted(model, spent) if begun < self.total() else None
+        state = {
+            "sweep": begun,
+            "reference": sweep.path,
+            "objects": objects,
+            "spent": spent,
+            "ended": f"budget: {limit}" if limit else "",
+        }
         info = {"renewed": float(sweep.renewed.double().mean()), "ess": float(sweep.ess.mean())}
-        return Step(state, done >= self.total(), keep, info)
+        return Step(state, begun >= self.total() or limit is not None, keep, info)
 
     def finish(self, problem: Problem, state: Tree, kept: Tree, *, rngs: Any) -> Posterior:
         """Collect the paths."""
-        draws = int(kept["renewed"].shape[1])
-        if "path" in kept:
-            source: Any = Draws(kept["path"])
-        else:
-            weights = torch.full((1, draws), 1.0 / draws, dtype=torch.float64).log()
-            source = Population([state["objects"][:draws]], weights)
-        stats = {"renewed": kept["renewed"], "ess": kept["ess"]}
-        return make_posterior(problem, source, sample_stats=stats)
+        if kept is not None and "path" in kept:
+            stats = {name: value for name, value in kept.items() if name != "path"}
+            return make_posterior(problem, Draws(kept["path"]), sample_stats=stats)
+        objects, log_weights = _population(state, 0 if kept is None else kept["ess"].shape[1])
+        stats = dict(kept or {})
+        attrs: dict[str, Any] = {}
+        if hooks.can_finish_early(problem.model):  # chains may differ in length: fill them up
+            size = max(self.draws, self.n)
+            missing = size - len(objects)
+            objects = [*objects, *[objects[-1]] * missing]
+            nothing = log_weights.new_full((missing,), -torch.inf)
+            log_weights = torch.cat([log_weights, nothing])
+            if kept is None:
+                stats = _no_stats(state, number_of_steps(problem.model, problem.data))
+            stats = {name: _filled(value, size) for name, value in stats.items()}
+            attrs = {"usage": (dict(state["spent"]),), "stopped": (state["ended"],)}
+        source = Population([objects], log_weights.unsqueeze(0))
+        return make_posterior(problem, source, sample_stats=stats, attrs=attrs)
+
+    def conclude(self, problem: Problem, posterior: Posterior) -> Posterior:
+        """Cut chains of objects to the longest one."""
+        source = posterior.source
+        if not isinstance(source, Population) or not hooks.can_finish_early(problem.model):
+            return posterior
+        used = int((source.log_weights > -torch.inf).any(0).nonzero().max()) + 1
+        cut = Population([chain[:used] for chain in source.particles], source.log_weights[:, :used])
+        stats = {name: value[:, :used] for name, value in posterior.sample_stats.items()}
+        return replace(posterior, source=cut, sample_stats=stats)
+
+
+def _kept(sweep: Sweep) -> tuple[dict[str, Any], list[Any]]:
+    """What a sweep leaves: draws and statistics to keep, and the last particle of an object path."""
+    steps = torch.arange(1, len(sweep.renewed) + 1, device=sweep.ess.device)
+    stats = {"renewed": sweep.renewed[None, None], "ess": sweep.ess[None, None]}
+    if not is_tensors(sweep.path):
+        return stats, _as_list(take(sweep.path, steps[-1:]))
+    path = map_tensors(lambda tensor: tensor[None, None], named(take(sweep.path, steps), "path"))
+    return {"path": path, **stats}, []
+
+
+def _sum(spent: Mapping[str, float], cost: Mapping[str, float]) -> dict[str, float]:
+    return {name: spent.get(name, 0) + value for name, value in cost.items()}
+
+
+def _population(state: Tree, draws: int) -> tuple[list[Any], Tensor]:
+    """The last particles of the kept paths, equally weighted.
+
+    A run that ended before the first of them gives the last path, or the particles of the sweep
+    that ended it, by their weights.
+    """
+    objects = state["objects"][:draws]
+    if not objects and state["reference"] is not None:
+        objects = _as_list(take(state["reference"], torch.tensor([count(state["reference"]) - 1])))
+    if not objects:
+        cloud = from_tree(state["viable"])
+        return list(cloud.particles), cloud.log_weights
+    share = 1.0 / len(objects)
+    return objects, torch.full((len(objects),), share, dtype=torch.float64).log()
+
+
+def _no_stats(state: Tree, steps: int) -> dict[str, Tensor]:
+    """Statistics of no draws."""
+    costs = {name: 0.0 for name in state["spent"]}
+    return {
+        "renewed": torch.zeros(1, 0, steps, dtype=torch.bool),
+        "ess": torch.zeros(1, 0, steps, dtype=torch.float64),
+        **{name: value[:, :0] for name, value in cost_stats(costs).items()},
+    }
+
+
+def _filled(stat: Tensor, size: int) -> Tensor:
+    """Fill a statistic [chain, draw, *] up with zeros."""
+    missing = stat.new_zeros((stat.shape[0], size - stat.shape[1], *stat.shape[2:]))
+    return torch.cat([stat, missing], 1)
 
 
 def _as_list(particles: Particles) -> list[Any]:

@@ -9,6 +9,8 @@ All of these are optional, and a model without them is sampled as if they did no
   spent. A sampler then stops before the next step; the particles are validly weighted.
 - ``reports_extinction = True``: a population that died out is a result (evidence zero, the last
   particles with weight) in place of an :class:`~probkit.inference.smc.ExtinctionError`.
+- ``interrupted(particles) -> str``: why a step was not taken, where what the model stands on gave
+  up for good; a sweep of particle Gibbs is then dropped. Empty where all is well.
 - ``state_of(particles) -> str``: how a run that left these particles ended, in words.
 - ``tempered(power)``: the model with its potentials to a power, and ``log_potential(t, old, new,
   data)``: their logs without the corrections of a proposal; see
@@ -29,6 +31,8 @@ __all__ = [
     "all_finished",
     "can_finish_early",
     "exhausted",
+    "grafts",
+    "interrupted",
     "metered",
     "reports_extinction",
     "spent_since",
@@ -75,6 +79,17 @@ def exhausted(model: Any, spent: Spent) -> str | None:
 def reports_extinction(model: Any) -> bool:
     """Tell whether a dead population is a result of the model."""
     return bool(getattr(model, "reports_extinction", False))
+
+
+def interrupted(model: Any, particles: Particles) -> str:
+    """Return why a model could not take its step; empty where it did."""
+    ask = getattr(model, "interrupted", None)
+    return str(ask(particles)) if callable(ask) else ""
+
+
+def grafts(model: Any) -> bool:
+    """Tell whether particles hold their past, so that a reference must be put onto ancestors."""
+    return callable(getattr(model, "graft", None))
 
 
 def state_of(model: Any, particles: Particles) -> str:

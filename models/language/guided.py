@@ -241,10 +241,15 @@ class GuidedGeneration(Model):
         known = {k: v if k in whole else int(v) for k, v in spent.items()}
         return self.budget.spent(Usage(**known))  # type: ignore[arg-type]
 
+    def interrupted(self, particles: Sequence[Partial]) -> str:
+        """Return why a step was not taken; empty where it was."""
+        refused = any(p.reason == "budget" for p in particles)
+        return "budget: the back end refused to go on" if refused else ""
+
     def state_of(self, particles: Sequence[Partial]) -> str:
         """Say how a run that left these particles ended; empty where all answers are finished."""
-        if any(p.reason == "budget" for p in particles):
-            return "budget: the back end refused to go on"
+        if stop := self.interrupted(particles):
+            return stop
         failed = sum(p.reason == "failed" for p in particles)
         open_ = sum(not p.finished and not p.dead for p in particles)
         parts = []
@@ -419,9 +424,7 @@ class GuidedGeneration(Model):
         """
         ratios = [0.0] * len(drawn) if ratios is None else ratios
         alive = [
-            k
-            for k, step in enumerate(drawn)
-            if step.reason != "failed" and ratios[k] != _NEVER
+            k for k, step in enumerate(drawn) if step.reason != "failed" and ratios[k] != _NEVER
         ]
         if len(alive) == len(drawn):
             return self._rated_alive(t, before, drawn, ratios, numbers)
@@ -500,9 +503,7 @@ def _killed(p: Partial, step: Continuation) -> Partial:
     """A particle whose step failed, or that the target excludes."""
     dead_end = step.reason == "failed" and step.log_q == _NEVER
     reason = "dead end" if dead_end else step.reason
-    return p._replace(
-        log_potential=_NEVER, log_increment=_NEVER, log_ratio=0.0, reason=reason
-    )
+    return p._replace(log_potential=_NEVER, log_increment=_NEVER, log_ratio=0.0, reason=reason)
 
 
 def _may_be_redrawn(step: Continuation) -> bool:
