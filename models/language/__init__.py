@@ -16,6 +16,7 @@ from probkit.models.language.protocol import (
 )
 from probkit.models.language.smollm import load_smollm2, smollm2_path
 from probkit.models.language.steps import Steps
+from probkit.models.language.transformers_lm import TransformersLM
 
 __all__ = [
     "Budget",
@@ -28,6 +29,7 @@ __all__ = [
     "Partial",
     "Prefix",
     "Steps",
+    "TransformersLM",
     "Usage",
     "load_smollm2",
     "smollm2_path",

@@ -13,6 +13,7 @@ from torch import Tensor
 from probkit.errors import DataError, ShapeError
 from probkit.files import register
 from probkit.models.language.chat import prompt_value
+from probkit.models.language.meter import Meter
 from probkit.models.language.protocol import (
     Capabilities,
     Continuation,
@@ -26,6 +27,7 @@ from probkit.models.language.protocol import (
 from probkit.models.language.sampling import (
     DEAD_END,
     allowed_mask,
+    check_pairs,
     check_request,
     draw_tokens,
     law_log_probs,
@@ -96,7 +98,7 @@ class MarkovLM:
                 _check_rows(name, each)
         self._chain = _Chain.of(self.initial, self.transition, self.end)
         self._laws: dict[tuple[float, float], Tensor] = {}
-        self._usage = Usage()
+        self._meter = Meter()
 
     def __repr__(self) -> str:
         return f"MarkovLM(symbols={list(self.symbols)}, order={self.order})"
@@ -111,7 +113,7 @@ class MarkovLM:
     @property
     def usage(self) -> Usage:
         """What was spent since the model was made."""
-        return self._usage
+        return self._meter.total
 
     @property
     def vocabulary(self) -> Sequence[str]:
@@ -181,11 +183,7 @@ class MarkovLM:
             DataError: Text that is no row of symbols.
         """
         begun = time.perf_counter()
-        if len(prefixes) != len(steps):
-            raise ShapeError(
-                f"score: expected one step a prefix, got {len(prefixes)} prefixes and "
-                f"{len(steps)} steps"
-            )
+        check_pairs(prefixes, steps)
         chain, end = self._chain, len(self.symbols)
         total = torch.zeros(len(steps), dtype=torch.float64)
         states = self._states(prefixes).tolist()
@@ -348,7 +346,7 @@ class MarkovLM:
     def _spend(self, prefixes: Sequence[Prefix], generated: int, begun: float) -> None:
         read = sum(len(prefix.tokens) for prefix in prefixes)
         seconds = time.perf_counter() - begun
-        self._usage += Usage(read, read, generated, 1, seconds=seconds)
+        self._meter.add(Usage(read, read, generated, 1, seconds=seconds))
 
 
 class _Chain(NamedTuple):

@@ -14,6 +14,7 @@ from probkit.rng import seed_of
 __all__ = [
     "DEAD_END",
     "allowed_mask",
+    "check_pairs",
     "check_request",
     "draw_tokens",
     "law_log_probs",
@@ -50,6 +51,19 @@ def check_request(
                 f"generate: expected a Prefix at {k}, got {type(prefix).__name__}; "
                 "make one of a prompt with lm.start(prompt)"
             )
+
+
+def check_pairs(prefixes: Sequence[Prefix], steps: Sequence[Continuation]) -> None:
+    """Check the arguments of ``score``.
+
+    Raises:
+        ShapeError: Not one step for each prefix.
+    """
+    if len(prefixes) != len(steps):
+        raise ShapeError(
+            f"score: expected one step for each prefix, got {len(prefixes)} prefixes and "
+            f"{len(steps)} steps"
+        )
 
 
 def uniforms(rng: torch.Generator, n: int, count: int) -> Tensor:
