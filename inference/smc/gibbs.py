@@ -231,6 +231,7 @@ class ParticleGibbs(Sampler):
         Models with a meter add ``cost_*`` [chain, draw], ``attrs["usage"]`` and
         ``attrs["stopped"]``; chains that a budget ended are filled up with particles of weight
         zero.
+
     Example:
         >>> from probkit import infer
         >>> from probkit.models.state_space import StochasticVolatility
@@ -350,7 +351,7 @@ class ParticleGibbs(Sampler):
 
 
 def _kept(sweep: Sweep) -> tuple[dict[str, Any], list[Any]]:
-    """What a sweep leaves: draws and statistics to keep, and the last particle of an object path."""
+    """What to keep of a sweep: draws and statistics, and the last particle of an object path."""
     steps = torch.arange(1, len(sweep.renewed) + 1, device=sweep.ess.device)
     stats = {"renewed": sweep.renewed[None, None], "ess": sweep.ess[None, None]}
     if not is_tensors(sweep.path):

@@ -25,7 +25,7 @@ from probkit.files import storable
 from probkit.model import Model, Site
 from probkit.models.language.grafting import Grafting
 from probkit.models.language.partial import Partial, step_between
-from probkit.models.language.potentials.base import Potential, kind_of
+from probkit.models.language.potentials.base import kind_of
 from probkit.models.language.protocol import (
     Budget,
     Continuation,
@@ -98,8 +98,8 @@ class GuidedGeneration(Model):
 
     lm: Any
     potential: Any
-    steps: Steps = Steps()  # noqa: RUF009 (frozen)
-    law: Law = Law()  # noqa: RUF009 (frozen)
+    steps: Steps = Steps()
+    law: Law = Law()
     proposal: Any = None
     budget: Budget | None = None
     on_failure: Literal["redraw", "drop"] = "redraw"
