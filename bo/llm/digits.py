@@ -12,7 +12,10 @@ invalid otherwise. Different tokens that give the same text ("1" then "2", or "1
 branches, because the model continues them differently; their masses add up at the values that they
 reach. With numbers of fixed decimals a number is complete with its last decimal, whatever follows.
 
-The total is kept: the masses of all values, of pruned branches and of invalid texts sum to one.
+Branches of little probability are not followed. One that has passed its point holds numbers close
+to each other and counts at their middle (``coarse``); one before it is left to the tail
+(``pruned``). The total is kept: the masses of all values, of pruned branches and of invalid texts
+sum to one.
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from probkit.bo.llm.scores import can_grow, ended, is_complete, number_of, shortened
@@ -42,14 +47,16 @@ class DigitDensity:
     Attributes:
         values: Distinct numbers in ascending order, [value], float64.
         mass: Their probabilities; with ``pruned`` and ``invalid`` they sum to one, [value].
-        pruned: Probability of branches that were not followed.
+        pruned: Probability of branches that were given up before their point.
         invalid: Probability of texts that hold no acceptable number.
+        coarse: Part of ``mass`` that stands at the middle of a branch that was not followed.
     """
 
     values: Tensor
     mass: Tensor
     pruned: float = 0.0
     invalid: float = 0.0
+    coarse: float = 0.0
 
     @property
     def tail(self) -> float:
@@ -85,7 +92,7 @@ class DigitDensity:
     def probability(self, low: float, high: float) -> float:
         """Return P(low <= value <= high), given that it is one of ``values``.
 
-        The probability over all texts lies within ``tail`` of it.
+        The probability over all texts lies within ``tail + coarse`` of it.
         """
         inside = (self.values >= low) & (self.values <= high)
         return float(self.probs[inside].sum())
@@ -106,16 +113,20 @@ class DigitDensity:
             mass,
             math.fsum(part.pruned for part in parts) / len(parts),
             math.fsum(part.invalid for part in parts) / len(parts),
+            math.fsum(part.coarse for part in parts) / len(parts),
         )
 
 
-def _density(mass: Mapping[float, float], pruned: float, invalid: float) -> DigitDensity:
+def _density(
+    mass: Mapping[float, float], pruned: float, invalid: float, coarse: float
+) -> DigitDensity:
     values = sorted(mass)
     return DigitDensity(
         torch.tensor(values, dtype=torch.float64),
         torch.tensor([mass[value] for value in values], dtype=torch.float64),
         pruned,
         invalid,
+        coarse,
     )
 
 
@@ -130,11 +141,11 @@ class _Edges(NamedTuple):
         invalid: Ids of all others, [edge].
     """
 
-    grow: Tensor
-    added: Tensor
-    finish: Tensor
-    close: Tensor
-    invalid: Tensor
+    grow: NDArray[np.int64]
+    added: NDArray[np.int64]
+    finish: NDArray[np.int64]
+    close: NDArray[np.int64]
+    invalid: NDArray[np.int64]
 
 
 class _Grammar:
@@ -167,7 +178,7 @@ class _Grammar:
                 close.append(token)
             else:
                 finish.append(token)
-        return _Edges(*(torch.tensor(ids).long() for ids in (grow, added, finish, close, invalid)))
+        return _Edges(*(np.array(k, dtype=np.int64) for k in (grow, added, finish, close, invalid)))
 
 
 @dataclass
@@ -177,9 +188,10 @@ class _Walk:
     mass: dict[float, float] = field(default_factory=lambda: defaultdict(float))
     pruned: float = 0.0
     invalid: float = 0.0
+    coarse: float = 0.0
 
     def density(self) -> DigitDensity:
-        return _density(self.mass, self.pruned, self.invalid)
+        return _density(self.mass, self.pruned, self.invalid, self.coarse)
 
 
 class _Node(NamedTuple):
@@ -195,7 +207,7 @@ class DigitTree:
 
     Args:
         decimals: Decimals of the numbers; further ones are cut.
-        prune: Branches of less probability are not followed; their mass is counted as ``pruned``.
+        prune: Branches of less probability are not followed.
         width: Most branches followed for each digit that a token adds: the most probable
             ``width ** k`` among the tokens of k digits.
         between: Numbers outside count as invalid.
@@ -256,13 +268,15 @@ class DigitTree:
             for begin in range(0, len(nodes), self.batch):
                 part = nodes[begin : begin + self.batch]
                 table = lm.next_log_probs([node.prefix for node in part])
-                probs = law_log_probs(table.double().cpu(), law).exp()
+                probs = law_log_probs(table.double().cpu(), law).exp().numpy()
                 for node, row in zip(part, probs, strict=True):
                     below += self._step(grammar, node, row, walks[node.root])
             nodes = below
         return [walk.density() for walk in walks]
 
-    def _step(self, grammar: _Grammar, node: _Node, probs: Tensor, walk: _Walk) -> list[_Node]:
+    def _step(
+        self, grammar: _Grammar, node: _Node, probs: NDArray[np.float64], walk: _Walk
+    ) -> list[_Node]:
         """Share the mass of a node among its edges; return the nodes to go on from."""
         edges = grammar.edges(node.text)
         walk.invalid += node.mass * float(probs[edges.invalid].sum())
@@ -274,36 +288,54 @@ class DigitTree:
             assert number is not None
             self._reach(number, node.mass * float(probs[token]), walk)
         mass = node.mass * probs[edges.grow]
-        kept = (mass >= self.prune) & (mass > 0) & self._widest(mass, edges.added)
-        walk.pruned += float(mass[~kept].sum())
+        kept = (mass >= self.prune) & self._widest(mass, edges.added)
         below = []
-        for token, part in zip(edges.grow[kept].tolist(), mass[kept].tolist(), strict=True):
+        for k in mass.nonzero()[0].tolist():
+            token, part = int(edges.grow[k]), float(mass[k])
             text = node.text + grammar.texts[token]
             number = number_of(text)
             if is_complete(number, self.decimals):
                 self._reach(number, part, walk)
-                continue
-            old = node.prefix
-            longer = old.text + grammar.texts[token]
-            prefix = Prefix(old.prompt, (*old.tokens, token), old.start, longer)
-            below.append(_Node(node.root, text, part, prefix))
+            elif kept[k]:
+                old = node.prefix
+                longer = old.text + grammar.texts[token]
+                prefix = Prefix(old.prompt, (*old.tokens, token), old.start, longer)
+                below.append(_Node(node.root, text, part, prefix))
+            else:
+                self._give_up(number, part, walk)
         return below
 
     def _reach(self, number: str, mass: float, walk: _Walk) -> None:
-        value = float(shortened(number, self.decimals))
-        if self.between[0] <= value <= self.between[1]:
+        self._count(float(shortened(number, self.decimals)), mass, walk)
+
+    def _count(self, value: float, mass: float, walk: _Walk) -> bool:
+        """Count a number; return whether it may be counted."""
+        inside = self.between[0] <= value <= self.between[1]
+        if inside:
             walk.mass[value] += mass
         else:
             walk.invalid += mass
+        return inside
 
-    def _widest(self, mass: Tensor, added: Tensor) -> Tensor:
+    def _give_up(self, number: str, mass: float, walk: _Walk) -> None:
+        """Count a branch that is not followed, at the middle of its numbers if these are near."""
+        whole, point, fraction = number.partition(".")
+        if not point:
+            walk.pruned += mass
+            return
+        rest = 10.0 ** -len(fraction) - 10.0**-self.decimals
+        middle = abs(float(f"{whole}.{fraction}0")) + 0.5 * rest
+        if self._count(-middle if whole.startswith("-") else middle, mass, walk):
+            walk.coarse += mass
+
+    def _widest(self, mass: NDArray[np.float64], added: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which edges are among the most probable ones that add as many digits, [edge]."""
-        kept = torch.ones_like(mass, dtype=torch.bool)
-        for digits in added.unique().tolist():
-            group = (added == digits).nonzero()[:, 0]
-            room = self.width ** max(1, digits)
-            if digits and len(group) > room:
-                kept[group[mass[group].argsort(descending=True, stable=True)[room:]]] = False
+        kept = np.ones(len(mass), dtype=bool)
+        for digits in set(added.tolist()) - {0}:
+            group = (added == digits).nonzero()[0]
+            room = self.width**digits
+            if len(group) > room:
+                kept[group[np.argsort(-mass[group], kind="stable")[room:]]] = False
         return kept
 
 

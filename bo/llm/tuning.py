@@ -16,8 +16,8 @@ counted in the report, and the plain process goes on.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -26,10 +26,11 @@ from botorch.models.model import Model
 from torch import Tensor
 
 from probkit.bo.llm.calibration import leave_one_out
-from probkit.bo.llm.candidates import LLMCandidates
+from probkit.bo.llm.candidates import LLMCandidates, Proposal
 from probkit.bo.llm.cards import Context, ProblemCard
 from probkit.bo.llm.history import Truncate
 from probkit.bo.llm.hybrid import Hybrid, Method, Said, fit_hybrid, places
+from probkit.bo.llm.reports import AnswerReport
 from probkit.bo.llm.surrogate import LLMSurrogate
 from probkit.bo.llm.warm_start import LLMWarmStart
 from probkit.bo.outcomes import Outcomes
@@ -167,6 +168,11 @@ class LLMHybrid(Surrogate):
                 f"{{{name!r}: {direction!r}}}; make them equal"
             )
         given = None if self.surrogate is None else replace(self.surrogate, outcome="utility")
+        if given is not None and given.space != space:
+            raise DataError(
+                "LLMSurrogate: its space is not that of the study: expected "
+                f"{', '.join(space.names)}, got {', '.join(given.space.names)}"
+            )
         return replace(self, space=space, card=card, surrogate=given)
 
     def speaker(self) -> LLMSurrogate:
@@ -239,7 +245,10 @@ class LLMHybrid(Surrogate):
         empty = torch.empty(0, len(speaker.space), dtype=torch.float64)
 
         def ask() -> Tensor:
-            made = LLMWarmStart(speaker.lm, speaker.space, speaker.card, context=speaker.context)
+            made = LLMWarmStart(
+                speaker.lm, speaker.space, speaker.card, context=speaker.context,
+                anonymous=speaker.anonymous, warp=speaker.warp, chat=speaker.chat,
+            )  # fmt: skip
             return ledger.heard(made.propose(n, rng=rng))
 
         found = ledger.call("warm start", n, ask)
@@ -329,13 +338,12 @@ class _Ledger:
         self.points += points
         return found
 
-    def heard(self, proposal: Any) -> Tensor:
-        """Count the answers of a proposal, and return its points."""
+    def heard(self, proposal: Proposal) -> Tensor:
+        """Count the answers of a proposal, and return the points that came from them."""
         self.count(proposal.report)
-        codes: Tensor = proposal.X
-        return codes
+        return proposal.X[[k for k, origin in enumerate(proposal.origins) if origin == "llm"]]
 
-    def count(self, report: Any) -> None:
+    def count(self, report: AnswerReport) -> None:
         """Count answers."""
         self.asked += report.asked
         self.accepted += report.accepted
@@ -534,12 +542,13 @@ class Adviser:
         def ask() -> Tensor:
             sampler = LLMCandidates(
                 speaker.lm, speaker.space, speaker.card, context=speaker.context,
-                alpha=self.spec.alpha, fill=False,
+                anonymous=speaker.anonymous, warp=speaker.warp, chat=speaker.chat,
+                truncate=speaker.truncate, fill="none",
             )  # fmt: skip
             found = sampler.propose(
-                self.data.X,
-                self.data.Y[:, 0] * speaker.card.sign,
+                (self.data.X, self.data.Y[:, 0] * speaker.card.sign),
                 self.spec.candidates,
+                alpha=self.spec.alpha,
                 rng=stream(self.seed, "candidates"),
             )
             return self.ledger.heard(found)
@@ -589,8 +598,3 @@ def _said_of(state: Mapping[str, Any], features: int) -> Said:
     if said is None or said["X"].shape[1] != features:
         return Said.nothing(features)
     return Said(said["X"], said["mean"], said["sd"])
-
-
-def option_names() -> Sequence[str]:
-    """Names of the options of the surrogate "llm"."""
-    return [field.name for field in fields(LLMHybrid)]

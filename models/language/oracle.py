@@ -142,12 +142,8 @@ class OracleLM:
 
     @property
     def vocabulary(self) -> Sequence[str]:
-        """Not told.
-
-        Raises:
-            CapabilityError: Always.
-        """
-        raise _no_logits("vocabulary")
+        """Empty: an oracle has no next-token distributions."""
+        return ()
 
     def start(self, prompt: Prompt) -> Prefix:
         """Return the prefix of a prompt, nothing generated yet.
