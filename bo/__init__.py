@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from probkit.bo.calibration import Calibration
     from probkit.bo.domain import Domain
     from probkit.bo.evaluation import Measurement, Pruned
+    from probkit.bo.llm import LLMCandidates, LLMSurrogate, LLMWarmStart
     from probkit.bo.optuna_sampler import ProbkitSampler
     from probkit.bo.outcomes import Constraint
     from probkit.bo.parameters import Categorical, Float, Int
@@ -32,6 +33,9 @@ _HOME = {
     "Float": "parameters",
     "Goal": "policy",
     "Int": "parameters",
+    "LLMCandidates": "llm",
+    "LLMSurrogate": "llm",
+    "LLMWarmStart": "llm",
     "LogStudentTExpectedImprovement": "acquisition",
     "Measurement": "evaluation",
     "ProbkitSampler": "optuna_sampler",
@@ -55,6 +59,9 @@ __all__ = [
     "Float",
     "Goal",
     "Int",
+    "LLMCandidates",
+    "LLMSurrogate",
+    "LLMWarmStart",
     "LogStudentTExpectedImprovement",
     "Measurement",
     "ProbkitSampler",

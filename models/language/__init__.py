@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from probkit.models.language.guided import GuidedGeneration
 from probkit.models.language.markov import MarkovLM
+from probkit.models.language.oracle import FiniteLM, OracleLM
 from probkit.models.language.partial import Partial
 from probkit.models.language.protocol import (
     Budget,
@@ -22,10 +23,12 @@ __all__ = [
     "Budget",
     "Capabilities",
     "Continuation",
+    "FiniteLM",
     "GuidedGeneration",
     "LanguageModel",
     "Law",
     "MarkovLM",
+    "OracleLM",
     "Partial",
     "Prefix",
     "Steps",
