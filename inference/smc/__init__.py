@@ -17,6 +17,7 @@ from probkit.inference.smc.entropic import Entropic, tempered_resample
 from probkit.inference.smc.filters import ParticleFilter, filter_step, log_evidence_estimate
 from probkit.inference.smc.fisher import Score, ScoreAscent, score
 from probkit.inference.smc.gibbs import ParticleGibbs, conditional_sweep
+from probkit.inference.smc.parallel import ParallelTempering
 from probkit.inference.smc.paris import PPG, PaRIS, parisian_sweep, smooth
 from probkit.inference.smc.pmmh import ParticleMarginalMH
 from probkit.inference.smc.proposal import Proposal
@@ -36,6 +37,7 @@ __all__ = [
     "EvidenceEstimate",
     "ExtinctionError",
     "PaRIS",
+    "ParallelTempering",
     "ParticleFilter",
     "ParticleGibbs",
     "ParticleMarginalMH",

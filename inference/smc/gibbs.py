@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -70,6 +70,7 @@ def conditional_sweep(
     *,
     ancestor_sampling: bool = True,
     proposal: Any = None,
+    stop: Callable[[], str] | None = None,
     rng: torch.Generator,
 ) -> Sweep:
     """Run ``n`` particles, one of them bound to ``reference``, and draw a path by final weights.
@@ -91,6 +92,7 @@ def conditional_sweep(
         reference: A path as :class:`Sweep` returns it; None runs an ordinary filter.
         ancestor_sampling: Needs ``log_transition``.
         proposal: As in :func:`probkit.inference.smc.extend`.
+        stop: Asked before every step; what it returns, unless empty, ends the sweep.
         rng: Stream.
 
     Returns:
@@ -98,7 +100,7 @@ def conditional_sweep(
 
     Raises:
         ExtinctionError: All particles died (only without a reference).
-        SweepEnded: The same for models that report it, or the model could not go on.
+        SweepEnded: The same for models that report it, or the sweep could not go on.
     """
     steps = number_of_steps(model, data)
     cloud = spawn(model, n, data, rng=rng)
@@ -106,6 +108,8 @@ def conditional_sweep(
         cloud = Cloud(_bind(cloud.particles, reference, 0), cloud.log_weights, cloud.log_evidence)
     visited, parents, ess = [cloud.particles], [], []
     for t in range(steps):
+        if stop is not None and (reason := stop()):
+            raise SweepEnded(reason, cloud)
         ancestors = _ancestors(model, t, cloud, reference, ancestor_sampling, data, rng)
         if reference is not None and t > 0 and hooks.grafts(model):
             heir = take(cloud.particles, ancestors[-1:])[0]
@@ -259,7 +263,7 @@ class ParticleGibbs(Sampler):
         """Number of sweeps."""
         return 1 + self.warmup + self.draws
 
-    def _sweep(self, problem: Problem, reference: Any, rng: torch.Generator) -> Sweep:
+    def _sweep(self, problem: Problem, reference: Any, stop: Any, rng: torch.Generator) -> Sweep:
         with torch.no_grad():
             return conditional_sweep(
                 problem.model,
@@ -268,6 +272,7 @@ class ParticleGibbs(Sampler):
                 reference,
                 ancestor_sampling=self.ancestor_sampling,
                 proposal=find_proposal(problem, self.guided, "ParticleGibbs"),
+                stop=stop,
                 rng=rng,
             )
 
@@ -287,44 +292,71 @@ class ParticleGibbs(Sampler):
 
     def step(self, problem: Problem, state: Tree, *, rngs: Any) -> Step:
         """Take one sweep."""
-        model, begun = problem.model, state["sweep"] + 1
+        model = problem.model
         if limit := hooks.exhausted(model, state["spent"]):  # only before the first sweep
-            cloud = spawn(model, self.n, problem.data, rng=rngs[0])
-            return Step({**state, "ended": f"budget: {limit}", "viable": to_tree(cloud)}, True)
+            return self.without_draws(problem, state, f"budget: {limit}", rngs[0])
         before = hooks.metered(model)
+        stop = stop_of(model, state["spent"], before)
         try:
-            sweep = self._sweep(problem, state["reference"], rngs[0])
+            sweep = self._sweep(problem, state["reference"], stop, rngs[0])
         except SweepEnded as end:
-            spent = _sum(state["spent"], hooks.spent_since(model, before))
-            state = {**state, "sweep": begun, "spent": spent, "viable": to_tree(end.viable)}
-            if end.reason.startswith("extinct") and begun <= self.warmup:
-                return Step(state, False)  # there is no reference yet: start once more
-            return Step({**state, "ended": end.reason}, True)
+            return self.ended(state, end, hooks.spent_since(model, before))
         cost = hooks.spent_since(model, before)
+        return self.after(problem, state, sweep, cost_stats(cost), cost)
+
+    def after(
+        self,
+        problem: Problem,
+        state: Tree,
+        sweep: Sweep,
+        stats: Mapping[str, Tensor],
+        cost: Mapping[str, float],
+    ) -> Step:
+        """Keep a sweep's path past the warm-up, and see whether the run is complete."""
+        done = state["sweep"] + 1
         keep, objects = None, state["objects"]
-        if begun > 1 + self.warmup:
+        if done > 1 + self.warmup:
             keep, last = _kept(sweep)
-            keep |= cost_stats(cost)
+            keep |= stats
             objects = [*objects, *last]
         spent = _sum(state["spent"], cost)
-        limit = hooks.exhausted(model, spent) if begun < self.total() else None
+        limit = hooks.exhausted(problem.model, spent) if done < self.total() else None
         state = {
-            "sweep": begun,
+            **state,
+            "sweep": done,
             "reference": sweep.path,
             "objects": objects,
             "spent": spent,
             "ended": f"budget: {limit}" if limit else "",
         }
         info = {"renewed": float(sweep.renewed.double().mean()), "ess": float(sweep.ess.mean())}
-        return Step(state, begun >= self.total() or limit is not None, keep, info)
+        return Step(state, done >= self.total() or limit is not None, keep, info)
+
+    def ended(self, state: Tree, end: SweepEnded, cost: Mapping[str, float]) -> Step:
+        """Start once more after an extinction in the warm-up; else end the run."""
+        done = state["sweep"] + 1
+        spent = _sum(state["spent"], cost)
+        state = {**state, "sweep": done, "spent": spent, "viable": to_tree(end.viable)}
+        if end.reason.startswith("extinct") and done <= self.warmup:
+            return Step(state, False)  # there is no reference yet
+        return Step({**state, "ended": end.reason}, True)
+
+    def without_draws(
+        self, problem: Problem, state: Tree, reason: str, rng: torch.Generator
+    ) -> Step:
+        """End a run before its first sweep."""
+        cloud = spawn(problem.model, self.n, problem.data, rng=rng)
+        return Step({**state, "ended": reason, "viable": to_tree(cloud)}, True)
 
     def finish(self, problem: Problem, state: Tree, kept: Tree, *, rngs: Any) -> Posterior:
         """Collect the paths."""
         if kept is not None and "path" in kept:
             stats = {name: value for name, value in kept.items() if name != "path"}
             return make_posterior(problem, Draws(kept["path"]), sample_stats=stats)
-        objects, log_weights = _population(state, 0 if kept is None else kept["ess"].shape[1])
-        stats = dict(kept or {})
+        if kept is None:
+            kept = no_stats(state, number_of_steps(problem.model, problem.data))
+        objects, log_weights = _population(state, int(kept["ess"].shape[1]))
+        stats = dict(kept)
         attrs: dict[str, Any] = {}
         if hooks.can_finish_early(problem.model):  # chains may differ in length: fill them up
             size = max(self.draws, self.n)
@@ -332,8 +364,6 @@ class ParticleGibbs(Sampler):
             objects = [*objects, *[objects[-1]] * missing]
             nothing = log_weights.new_full((missing,), -torch.inf)
             log_weights = torch.cat([log_weights, nothing])
-            if kept is None:
-                stats = _no_stats(state, number_of_steps(problem.model, problem.data))
             stats = {name: _filled(value, size) for name, value in stats.items()}
             attrs = {"usage": (dict(state["spent"]),), "stopped": (state["ended"],)}
         source = Population([objects], log_weights.unsqueeze(0))
@@ -360,6 +390,24 @@ def _kept(sweep: Sweep) -> tuple[dict[str, Any], list[Any]]:
     return {"path": path, **stats}, []
 
 
+def stop_of(model: Any, spent: Mapping[str, float], before: Mapping[str, float]) -> Any:
+    """Return what tells, between two steps, which limit a chain has reached.
+
+    Args:
+        model: The model.
+        spent: What the chain had spent when the sweep began.
+        before: The model's meter then.
+    """
+    if not callable(getattr(model, "exhausted", None)):
+        return None
+
+    def stop() -> str:
+        limit = hooks.exhausted(model, _sum(spent, hooks.spent_since(model, before)))
+        return f"budget: {limit}" if limit else ""
+
+    return stop
+
+
 def _sum(spent: Mapping[str, float], cost: Mapping[str, float]) -> dict[str, float]:
     return {name: spent.get(name, 0) + value for name, value in cost.items()}
 
@@ -380,7 +428,7 @@ def _population(state: Tree, draws: int) -> tuple[list[Any], Tensor]:
     return objects, torch.full((len(objects),), share, dtype=torch.float64).log()
 
 
-def _no_stats(state: Tree, steps: int) -> dict[str, Tensor]:
+def no_stats(state: Tree, steps: int) -> dict[str, Tensor]:
     """Statistics of no draws."""
     costs = {name: 0.0 for name in state["spent"]}
     return {

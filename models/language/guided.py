@@ -45,7 +45,7 @@ __all__ = ["GuidedGeneration"]
 
 _NEVER = -math.inf
 _REDRAWS = 3
-_CLIP = 1e-4  # scores are kept this far from 0 and 1 before odds are taken
+_CLIP = 1e-7  # scores are kept this far from 0 and 1 before odds are taken, as its-hub does
 
 
 @storable
