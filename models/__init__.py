@@ -62,6 +62,7 @@ from probkit.models.state_space import (
 )
 
 if TYPE_CHECKING:
+    from probkit.models.language import FiniteLM, OracleLM
     from probkit.models.sbl import (
         KroneckerSparseBayes,
         RVMClassifier,
@@ -80,6 +81,7 @@ __all__ = [
     "DiscreteHMM",
     "DistributionTransformer",
     "EvidenceMaximization",
+    "FiniteLM",
     "FunBaT",
     "GPPrior",
     "Gamma",
@@ -97,6 +99,7 @@ __all__ = [
     "LogWarp",
     "MatchedPrior",
     "OptunaPruner",
+    "OracleLM",
     "PFN",
     "PFNGuide",
     "PointMass",
@@ -131,12 +134,18 @@ __all__ = [
 ]
 
 _ESTIMATORS = ("KroneckerSparseBayes", "RVMClassifier", "RVMRegressor", "SparseBayesRegressor")
+#: Language models, which load on first use.
+_LANGUAGE = ("FiniteLM", "OracleLM")
 
 
 def __getattr__(name: str) -> Any:
-    """Load the estimators, and with them scikit-learn, on first use."""
+    """Load estimators (and with them scikit-learn) and language models on first use."""
     if name in _ESTIMATORS:
         from probkit.models import sbl
 
         return getattr(sbl, name)
+    if name in _LANGUAGE:
+        from probkit.models import language
+
+        return getattr(language, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
