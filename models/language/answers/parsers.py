@@ -181,7 +181,8 @@ class JsonField:
             pattern = schema.get("pattern")
             return not (short or long or (pattern and not re.search(pattern, value)))
         low, high = schema.get("minimum", -math.inf), schema.get("maximum", math.inf)
-        return bool(low <= value <= high and abs(value) < math.inf)
+        number: Any = value
+        return bool(low <= number <= high and math.isfinite(number))
 
 
 def _no_constant(name: str) -> Any:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -166,10 +166,10 @@ class GrammarPotential:
         schema = json.dumps(self.grammar) if is_mapping else self.grammar
         return str(matcher.grammar_from_json_schema(schema))
 
-    def _after(self, start: Any, text: str, first_byte: int) -> Any:
+    def _after(self, start: _Start, text: str) -> Any:
         """The parser after a text; None where it cannot be continued to a sentence."""
-        data = [first_byte + byte for byte in text.encode()]
-        parser = start.deep_copy()
+        data = start.alphabet(text)
+        parser = start.parser.deep_copy()
         if data and parser.try_consume_tokens(data) < len(data):
             if parser.is_error():
                 raise DataError(
@@ -180,11 +180,11 @@ class GrammarPotential:
 
     def log_value(self, prefixes: Sequence[Prefix], finished: Sequence[bool]) -> Tensor:
         """Return 0 for texts that are (or can become) sentences, minus infinity else, [n]."""
-        start = _parser(self._compiled(), ())
+        start = _start(self._compiled(), ())
         alive = []
         for prefix, ends in zip(prefixes, finished, strict=True):
             text = prefix.text.rstrip(self.ignore) if ends and self.ignore else prefix.text
-            parser = self._after(start, text, 0)
+            parser = self._after(start, text)
             alive.append(parser is not None and (not ends or parser.is_accepting()))
         return _hard(alive)
 
@@ -194,50 +194,63 @@ class GrammarPotential:
         Args:
             vocabulary: ``lm.vocabulary``.
         """
-        texts, size = tuple(vocabulary), len(vocabulary)
-        start = _parser(self._compiled(), texts)
+        texts = tuple(vocabulary)
+        start = _start(self._compiled(), texts)
         ends = torch.tensor([not text for text in texts], dtype=torch.bool)
+        places = torch.tensor(start.alphabet.places)
+        readable = places >= 0
 
         def mask(text: str) -> Tensor:
-            parser = self._after(start, text, size)
+            parser = self._after(start, text)
             if parser is None:
-                return torch.zeros(size, dtype=torch.bool)
+                return torch.zeros_like(ends)
+            accepting = torch.tensor(parser.is_accepting())
             if parser.is_stopped():
-                return ends.clone()
+                return ends & accepting
             bits = torch.frombuffer(bytearray(parser.compute_bitmask()), dtype=torch.uint8)
-            places = torch.arange(size)
             allowed = (bits[places // 8] >> (places % 8)) & 1
-            return torch.where(ends, torch.tensor(parser.is_accepting()), allowed.bool())
+            return torch.where(ends, accepting, allowed.bool() & readable)
 
         return AllowedTokens(mask)
 
 
-class _Bytes:
-    """A vocabulary, every single byte after it, and an end: what a parser is fed with."""
+class _Alphabet:
+    """The distinct texts of a vocabulary and all single bytes: what a parser is fed with.
+
+    Attributes:
+        places: For each token of the vocabulary its number here, -1 where it has no text of its
+            own (the end, parts of characters).
+    """
 
     def __init__(self, vocabulary: Sequence[str]) -> None:
-        usable = [bool(text) and "\N{REPLACEMENT CHARACTER}" not in text for text in vocabulary]
-        named = [
-            text.encode() if good else b"\xff<unused-%d>" % k
-            for k, (text, good) in enumerate(zip(vocabulary, usable, strict=True))
+        numbers: dict[bytes, int] = {}
+        self.places = [
+            numbers.setdefault(text.encode(), len(numbers))
+            if text and "\N{REPLACEMENT CHARACTER}" not in text
+            else -1
+            for text in vocabulary
         ]
-        self.tokens = [*named, *(bytes([byte]) for byte in range(256)), b"\xff<end>"]
-        self.eos_token_id = len(self.tokens) - 1
+        self._bytes = [numbers.setdefault(bytes([b]), len(numbers)) for b in range(256)]
+        self.tokens = [*numbers, b"\xff<end>"]
+        self.eos_token_id = len(numbers)
         self.bos_token_id = None
-        self.special_token_ids = [
-            *(k for k, good in enumerate(usable) if not good),
-            self.eos_token_id,
-        ]
-        self._first = len(vocabulary)
+        self.special_token_ids = [self.eos_token_id]
 
     def __call__(self, text: bytes | str) -> list[int]:
         data = text.encode() if isinstance(text, str) else text
-        return [self._first + byte for byte in data]
+        return [self._bytes[byte] for byte in data]
+
+
+class _Start(NamedTuple):
+    """A parser at the start of a grammar, and its alphabet."""
+
+    parser: Any
+    alphabet: _Alphabet
 
 
 @lru_cache(maxsize=8)
-def _parser(grammar: str, vocabulary: tuple[str, ...]) -> Any:
-    """A parser at the start of a grammar, over a vocabulary."""
+def _start(grammar: str, vocabulary: tuple[str, ...]) -> _Start:
     package = require("llguidance", extra="llm")
-    tokenizer = package.LLTokenizer(package.TokenizerWrapper(_Bytes(vocabulary)))
-    return package.LLMatcher(tokenizer, grammar, log_level=0)
+    alphabet = _Alphabet(vocabulary)
+    tokenizer = package.LLTokenizer(package.TokenizerWrapper(alphabet))
+    return _Start(package.LLMatcher(tokenizer, grammar, log_level=0), alphabet)

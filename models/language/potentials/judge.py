@@ -47,7 +47,7 @@ def read_score(reply: str) -> float | None:
     """
     try:
         found = json.loads(reply.strip())
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(found, dict) or set(found) != {"score"}:
         return None
