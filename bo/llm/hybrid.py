@@ -1,7 +1,8 @@
 """A Gaussian process that leans on a language model as far as the data allow.
 
-What a language model says about points becomes a prior mean: y(x) = a m(x) + g(x), with m the
-model's predictions, g a Gaussian process and a in [0, 1] the trust. Each trust of a few is a model
+What a language model says about points becomes a prior mean: f(x) = a m(x) + g(x), with m the
+model's predictions freed from the scatter of its answers, g a Gaussian process and a in [0, 1] the
+trust. Each trust of a few is a model
 of its own, a = 0 the plain Gaussian process among them; their posterior probabilities given the
 data (marginal likelihoods at the modes of the hyper-parameters, times prior probabilities) mix
 them. At points with outcomes, m is what was predicted without that outcome, so copying the history
@@ -15,7 +16,6 @@ calibrated language model itself, weighted by what predicts left-out outcomes be
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -112,42 +112,32 @@ def places(X: Tensor, table: Tensor) -> Tensor:
 
 
 class _Mean:
-    """The language model's mean as a function: what it said where it was asked.
+    """The language model's mean as a smooth function, with its uncertainty.
 
-    Elsewhere a Gaussian process carries what was said on to other points, with its own uncertainty,
-    so that gradients exist and asking again is never needed.
+    Answers scatter from question to question. A Gaussian process with learned noise through all
+    that was said separates the function from the scatter, and carries it to points that were not
+    asked about: predictions there cost no question and have gradients.
     """
 
     def __init__(self, said: Said, data: TrainingData) -> None:
         self.said, self._data = said, data
-        self._carried: DenseGP | None = None
+        self._carrier: DenseGP | None = None
 
     def add(self, said: Said) -> None:
         """Take note of more."""
-        self.said, self._carried = self.said | said, None
+        self.said, self._carrier = self.said | said, None
 
     def __call__(self, X: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean and its variance [*batch, q] at points [*batch, q, feature]."""
-        where = places(X, self.said.X)
-        if bool((where >= 0).all()):
-            mean = self.said.mean[where]
-            return mean, torch.zeros_like(mean)
-        posterior = self._carrier().posterior(X.unsqueeze(-2))
-        mean, variance = posterior.mean.flatten(-2)[..., 0], posterior.variance.flatten(-2)[..., 0]
-        known = where >= 0
-        said = self.said.mean[where.clamp_min(0)]
-        return torch.where(known, said, mean), torch.where(known, 0.0, variance)
-
-    def _carrier(self) -> DenseGP:
-        if self._carried is None:
-            seen = replace(
+        """Return mean [*batch, q] and covariance [*batch, q, q] at points [*batch, q, feature]."""
+        if self._carrier is None:
+            heard = replace(
                 self._data, X=self.said.X, Y=self.said.mean[:, None], Yvar=None,
                 outcome="standardize",
             )  # fmt: skip
-            with torch.enable_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                self._carried = GPSurrogate().fit(seen, rng=0)
-        return self._carried
+            with torch.enable_grad():
+                self._carrier = GPSurrogate().fit(heard, rng=0)
+        law = self._carrier.posterior(X).distribution
+        return law.mean, law.covariance_matrix
 
 
 class LeaningGP(Model):
@@ -188,10 +178,9 @@ class LeaningGP(Model):
     ) -> BotorchPosterior:
         """Predict jointly at the q points of each t-batch ``X`` [*batch, q, feature]."""
         law = self.process.posterior(X, observation_noise=observation_noise).distribution
-        said, variance = self._mean(X)
+        said, spread = self._mean(X)
         mean = self.trust * said + self.offset + self.scale * law.mean
-        covariance = self.scale**2 * law.covariance_matrix
-        covariance = covariance + torch.diag_embed(self.trust**2 * variance)
+        covariance = self.scale**2 * law.covariance_matrix + self.trust**2 * spread
         result = GPyTorchPosterior(MultivariateNormal(mean, to_linear_operator(covariance)))
         if posterior_transform is not None:
             return posterior_transform(posterior=result, X=X)
@@ -204,12 +193,11 @@ class LanguageModelAlone(Model):
     Args:
         mean: The language model's mean.
         calibration: Of its standard deviations.
-        noise_sd: Added for observations.
     """
 
-    def __init__(self, mean: Any, calibration: SigmaCalibration, noise_sd: float = 0.0) -> None:
+    def __init__(self, mean: Any, calibration: SigmaCalibration) -> None:
         super().__init__()
-        self._mean, self.calibration, self.noise_sd = mean, calibration, noise_sd
+        self._mean, self.calibration = mean, calibration
 
     @property
     def num_outputs(self) -> int:
@@ -233,14 +221,12 @@ class LanguageModelAlone(Model):
 
         Points that it was not asked about take the middle of its standard deviations.
         """
-        mean, variance = self._mean(X)
+        mean, spread = self._mean(X)
         said: Said = self._mean.said
         where = places(X, said.X)
         sd = torch.where(where >= 0, said.sd[where.clamp_min(0)], said.sd.median())
-        variance = variance + self.calibration.sd(sd).square()
-        if observation_noise is not False:
-            variance = variance + self.noise_sd**2
-        covariance = to_linear_operator(torch.diag_embed(variance))
+        variance = self.calibration.sd(sd).square()
+        covariance = to_linear_operator(spread + torch.diag_embed(variance))
         result = GPyTorchPosterior(MultivariateNormal(mean, covariance))
         if posterior_transform is not None:
             return posterior_transform(posterior=result, X=X)
@@ -335,32 +321,32 @@ def fit_hybrid(
     where = places(data.X, said.X)
     if bool((where < 0).any()):
         return plain
-    mean = _Mean(said, data)
-    calibration = fit_calibration(said.mean[where], said.sd[where], data.Y[:, 0])
-    plain.calibration, plain.mean = calibration, mean
+    own = said.at(data.X)
+    plain.calibration = fit_calibration(own.mean, own.sd, data.Y[:, 0])
+    plain.mean = _Mean(said, data)
     if method == "stack":
-        return _stacked(plain, data, said.at(data.X), calibration)
-    return _leaning(plain, data, spec, mean, trusts, prior, old)
+        return _stacked(plain, data, own, plain.calibration)
+    exact = noise == "none" or (data.Yvar is not None and not bool(data.Yvar.any()))
+    return _leaning(plain, data, own, trusts, prior, "matern" if exact else "auto", old)
 
 
 def _leaning(
     plain: Hybrid,
     data: TrainingData,
-    spec: GPSurrogate,
-    mean: _Mean,
+    said: Said,
     trusts: Sequence[float],
     prior: float,
+    kernel: Any,
     old: Mapping[str, Any],
 ) -> Hybrid:
     """Mix processes that lean on the mean by different factors, by their posterior probability."""
-    spread = float(data.Y[:, 0].std())
     own = plain.base.outcome_transform.stdvs.reshape(())
     scores = [_log_joint(plain.base) - len(data.Y) * math.log(float(own)) + math.log(prior)]
     members: list[Model] = [plain.base]
     names = ["gp"]
     for trust in trusts:
         name = f"trust {trust:g}"
-        member, score = _leaning_member(data, spec, mean, trust, spread, old.get(name))
+        member, score = _leaning_member(data, said, plain.mean, trust, kernel, old.get(name))
         plain.warm_state[name] = member.process.warm_state
         members.append(member)
         names.append(name)
@@ -373,20 +359,17 @@ def _leaning(
 
 
 def _leaning_member(
-    data: TrainingData, spec: GPSurrogate, mean: _Mean, trust: float, spread: float, old: Any
+    data: TrainingData, said: Said, mean: _Mean, trust: float, kernel: Any, old: Any
 ) -> tuple[LeaningGP, float]:
-    """Fit one member; return it and its log evidence on the scale of the outcomes."""
-    with torch.no_grad():
-        left = data.Y[:, 0] - trust * mean(data.X)[0]
+    """Fit one member; return it and its log evidence on the scale of the outcomes.
+
+    Its noise is learned even where outcomes are exact: it is the scatter of the answers.
+    """
+    left = data.Y[:, 0] - trust * said.mean
     offset = float(left.mean())
-    scale = max(float(left.std()), _FLOOR * spread) or 1.0
-    rest = replace(
-        data,
-        Y=((left - offset) / scale)[:, None],
-        Yvar=None if data.Yvar is None else data.Yvar / scale**2,
-        outcome="none",
-    )
-    process = spec.fit(rest, previous=old, rng=0)
+    scale = max(float(left.std()), _FLOOR * float(data.Y[:, 0].std())) or 1.0
+    rest = replace(data, Y=((left - offset) / scale)[:, None], Yvar=None, outcome="none")
+    process = GPSurrogate(kernel=kernel).fit(rest, previous=old, rng=0)
     score = _log_joint(process) - len(left) * math.log(scale)
     return LeaningGP(process, mean, trust, offset, scale), score
 

@@ -126,6 +126,7 @@ class Serialiser:
             _check_label(name, "parameter name")
         self._shown = dict(zip(space.names, shown, strict=True))
         self._own = {alias: name for name, alias in self._shown.items()}
+        self._when = {row["name"]: row.get("when") for row in space.to_json()}
         self._formats = {
             name: _format_of(name, parameter, decimals, warp)
             for name, parameter in space.parameters.items()
@@ -278,16 +279,15 @@ class Serialiser:
 
     def _needed(self, found: Params) -> list[str]:
         """Names of the parameters that are active for the values found."""
-        rows = {row["name"]: row.get("when") for row in self.space.to_json()}
 
         def active(name: str) -> bool:
-            when = rows[name]
+            when = self._when[name]
             if when is None:
                 return True
             parent = when["parent"]
             return active(parent) and any(_same(found.get(parent), v) for v in when["values"])
 
-        return [name for name in rows if active(name)]
+        return [name for name in self._when if active(name)]
 
 
 def _same(a: Any, b: Any) -> bool:
