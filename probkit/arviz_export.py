@@ -10,18 +10,19 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from probkit.data import as_tensor
 from probkit.errors import CapabilityError, DataError
 from probkit.model import Values
 from probkit.numerics import ess_from_log_weights
 from probkit.rng import Rng, require_rng, scope, stream
-from probkit.sources import Closed, Fitted, Population
+from probkit.sources import Closed, Draws, Fitted, Population
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -37,7 +38,9 @@ def to_arviz(post: Posterior, *, draws: int = 1000, rng: Rng | None = None) -> A
     Stored draws are exported as they are. Closed forms and fitted guides are sampled, and weighted
     draws are resampled (ArviZ knows no weights); both need ``rng``. A closed form that is mixed
     over draws of hyper-parameters keeps these, with one draw of its sites for each. Complex sites
-    become two variables, ``name_real`` and ``name_imag``.
+    become two variables, ``name_real`` and ``name_imag``. Particles that are other objects are
+    exported by what the model's ``describe(particles)`` says of them: its numbers as draws, its
+    texts and the ``log_weights`` of all particles among the ``sample_stats``.
 
     Args:
         post: The posterior.
@@ -50,7 +53,7 @@ def to_arviz(post: Posterior, *, draws: int = 1000, rng: Rng | None = None) -> A
 
     Raises:
         DataError: ``rng`` is missing, or ``draws`` is below 1.
-        CapabilityError: The particles are no tensors.
+        CapabilityError: The particles are no tensors, and the model does not describe them.
 
     Example:
         >>> from probkit.posterior import Posterior
@@ -94,6 +97,8 @@ def export_groups(
     """Build the groups of the ArviZ schema, {group: Dataset}; empty ones are left out."""
     if draws < 1:
         raise DataError(f"export: expected draws >= 1, got {draws}")
+    if isinstance(post.source, Population) and not post.draws:
+        post = _described(post)
     taken = _take(post, draws, rng)
     coords = post.context.coords
     leaves = data_leaves(post)
@@ -148,18 +153,44 @@ class _Taken:
 
 def _take(post: Posterior, draws: int, rng: Rng | None) -> _Taken:
     source = post.source
-    if isinstance(source, Closed | Fitted) or (
-        not post.draws and not isinstance(source, Population)
-    ):
+    if isinstance(source, Closed | Fitted) or not post.draws:
         return _sampled(post, draws, rng)
-    if not post.draws:
+    if post.log_weights is not None:
+        return _resampled(post, post.log_weights, draws, rng)
+    return _Taken(post.draws, post.sample_stats, post.log_likelihood, {})
+
+
+def _described(post: Posterior) -> Posterior:
+    """Replace particles that are no tensors by the numbers that describe them."""
+    describe = getattr(post.model, "describe", None)
+    population = post.particles
+    if population is None or not callable(describe):
         raise CapabilityError(
             "ArviZ holds arrays, and these particles are other objects: expected tensors; use "
             "post.particles.particles and post.log_weights, post.particles.best() or post.sample(n)"
         )
-    if post.log_weights is not None:
-        return _resampled(post, post.log_weights, draws, rng)
-    return _Taken(post.draws, post.sample_stats, post.log_likelihood, {})
+    chains = [describe(chain) for chain in population.particles]
+    names = {name: isinstance(column[0], str) for name, column in chains[0].items()}
+    numbers = {
+        name: torch.stack([as_tensor(chain[name]) for chain in chains])
+        for name, is_text in names.items()
+        if not is_text
+    }
+    texts = {
+        name: np.array([chain[name] for chain in chains], dtype=str)
+        for name, is_text in names.items()
+        if is_text
+    }
+    weights = population.log_weights
+    extra: dict[str, Any] = {"log_weights": weights, **texts}
+    dims = {**post.context.dims, **dict.fromkeys(extra, ("particle",))}
+    equal = bool((weights == weights[:, :1]).all())
+    return replace(
+        post,
+        source=Draws(numbers, None if equal else weights),
+        sample_stats={**post.sample_stats, **extra},
+        context=replace(post.context, dims=dims),
+    )
 
 
 def _sampled(post: Posterior, draws: int, rng: Rng | None) -> _Taken:
@@ -310,7 +341,7 @@ def _observed_names(post: Posterior, names: Sequence[str]) -> set[str]:
 class _Variable:
     """An array whose first dims are shared (chain, draw) and whose others may have names."""
 
-    value: Tensor
+    value: Tensor | np.ndarray[Any, Any]
     shared: tuple[str, ...]
     names: tuple[str, ...] | None = None
 
@@ -363,7 +394,7 @@ def _dataset(
 def _real_parts(name: str, variable: _Variable) -> list[tuple[str, _Variable]]:
     name = name.replace("/", ".")
     value = variable.value
-    if not value.is_complex():
+    if isinstance(value, np.ndarray) or not value.is_complex():
         return [(name, variable)]
     return [
         (f"{name}_real", _Variable(value.real, variable.shared, variable.names)),
@@ -388,7 +419,9 @@ def _labels(labels: Sequence[Any] | None, size: int) -> np.ndarray[Any, Any]:
     return np.asarray(list(labels) if plain else [str(label) for label in labels])
 
 
-def _numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
+def _numpy(tensor: Tensor | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    if isinstance(tensor, np.ndarray):
+        return tensor
     tensor = tensor.detach().cpu()
     if tensor.dtype in (torch.float16, torch.bfloat16):
         tensor = tensor.float()

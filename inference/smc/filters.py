@@ -204,7 +204,7 @@ class ParticleFilter(Sampler):
         viable = from_tree(state["cloud"])
         ancestors: Tensor | None = None
         if hooks.exhausted(model, state["spent"]) is not None:  # only before the first step
-            cloud, cost = viable, dict.fromkeys(hooks.metered(model), 0)
+            cloud, cost = viable, dict.fromkeys(hooks.metered(model), 0.0)
         else:
             before = hooks.metered(model)
             with torch.no_grad():
