@@ -62,7 +62,7 @@ from probkit.models.state_space import (
 )
 
 if TYPE_CHECKING:
-    from probkit.models.language import FiniteLM, OracleLM
+    from probkit.models.language import FiniteLM, OpenAILM, OracleLM
     from probkit.models.sbl import (
         KroneckerSparseBayes,
         RVMClassifier,
@@ -98,6 +98,7 @@ __all__ = [
     "LogNormal",
     "LogWarp",
     "MatchedPrior",
+    "OpenAILM",
     "OptunaPruner",
     "OracleLM",
     "PFN",
@@ -135,7 +136,7 @@ __all__ = [
 
 _ESTIMATORS = ("KroneckerSparseBayes", "RVMClassifier", "RVMRegressor", "SparseBayesRegressor")
 #: Language models, which load on first use.
-_LANGUAGE = ("FiniteLM", "OracleLM")
+_LANGUAGE = ("FiniteLM", "OpenAILM", "OracleLM")
 
 
 def __getattr__(name: str) -> Any:

@@ -63,7 +63,10 @@ class Packer:
 
 _BY_CLASS: dict[type, Packer] = {}
 _BY_NAME: dict[str, Packer] = {}
-_LAZY: list[str] = ["probkit.models", "probkit.inference", "probkit.kernels", "probkit.bo"]
+_LAZY: list[str] = [
+    *("probkit.models", "probkit.models.language", "probkit.inference", "probkit.kernels"),
+    "probkit.bo",
+]
 
 
 def register(

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from probkit.models.language.guided import GuidedGeneration
+from probkit.models.language.http.ledger import Prices
+from probkit.models.language.http.profile import Endpoint, ServerProfile
+from probkit.models.language.http.retry import Retries
 from probkit.models.language.markov import MarkovLM
+from probkit.models.language.openai_lm import OpenAILM
 from probkit.models.language.oracle import FiniteLM, OracleLM
 from probkit.models.language.partial import Partial
 from probkit.models.language.protocol import (
@@ -23,14 +27,19 @@ __all__ = [
     "Budget",
     "Capabilities",
     "Continuation",
+    "Endpoint",
     "FiniteLM",
     "GuidedGeneration",
     "LanguageModel",
     "Law",
     "MarkovLM",
+    "OpenAILM",
     "OracleLM",
     "Partial",
     "Prefix",
+    "Prices",
+    "Retries",
+    "ServerProfile",
     "Steps",
     "TransformersLM",
     "Usage",

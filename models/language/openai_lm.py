@@ -22,7 +22,13 @@ from probkit.models.language.http.ledger import Ledger, OverBudgetError, Prices
 from probkit.models.language.http.profile import Endpoint, ServerProfile
 from probkit.models.language.http.requests import Ask
 from probkit.models.language.http.retry import Retries
-from probkit.models.language.http.schema import MalformedError, prompt_log_probs
+from probkit.models.language.http.schema import (
+    Answer,
+    MalformedError,
+    Piece,
+    alternatives,
+    prompt_log_probs,
+)
 from probkit.models.language.http.steps import last_token_needed, step_of
 from probkit.models.language.http.transport import FailedError, RefusedError, check_url
 from probkit.models.language.protocol import (
@@ -42,6 +48,7 @@ __all__ = ["OpenAILM"]
 _LOG = logging.getLogger("probkit.language")
 _T = TypeVar("_T")
 _Job = Callable[[], Coroutine[Any, Any, Any]]
+_LISTED = 2000  # alternatives among which a token is looked up
 _FAILED = Continuation((), "", -math.inf, -math.inf, "failed", 0)
 _OVER = Continuation((), "", 0.0, 0.0, "budget", 0)
 _ROUTES = {
@@ -192,14 +199,14 @@ class OpenAILM:
 
     def report(self) -> str:
         """Return in words what was found about the server, and what was spent."""
-        used = self.usage
+        found, used = str(self.profile), self.usage
         spent = (
             f"{used.calls} requests and {used.retries} repeats, {used.prompt_tokens} prompt tokens "
             f"({used.cached_tokens} cached), {used.completion_tokens} generated, "
             f"{used.failures} failures, {used.seconds:.1f} s"
         )
         money = "" if self.prices is None else f", {used.money:.6g} in money"
-        return f"{self.profile}\n  spent: {spent}{money}"
+        return f"{found}\n  spent: {spent}{money}"
 
     # ---------------------------------------------------------------- the protocol
 
@@ -372,8 +379,11 @@ class OpenAILM:
             )
             answer = await self._client.answer(endpoint, profile.model, ask, until)
             last = None
-            if endpoint.way == "llama.cpp" and last_token_needed(answer):
-                last = await self._client.token_text(answer.ids[-1])
+            if endpoint.way == "llama.cpp":
+                if answer.completion_tokens not in (None, len(answer.ids)):
+                    answer = await self._with_all_tokens(endpoint, profile, ask, until)
+                if last_token_needed(answer):
+                    last = await self._client.token_text(answer.ids[-1])
         except FailedError as error:
             if isinstance(error, RefusedError) and self._client.unheard:
                 raise self._client.misdirected(error) from None
@@ -420,22 +430,79 @@ class OpenAILM:
                 answer = await self._client.answer(endpoint, profile.model, ask, until)
                 rows = prompt_log_probs(answer)[len(before) :]
                 return math.fsum(row[token] for row, token in zip(rows, target, strict=True))
-            total = 0.0
-            for k, token in enumerate(target):
-                ask = Ask(
-                    before + target[:k],
-                    temperature=0.0,
-                    logprobs=1,
-                    extra={"logit_bias": [[token, 1000.0]]},
-                )
-                answer = await self._client.answer(endpoint, profile.model, ask, until)
-                if answer.ids != (token,) or len(answer.pieces) != 1:
-                    raise FailedError("a forced token came back as another one")
-                total += answer.pieces[0].log_prob
-            return total
+            pieces = await self._forced(endpoint, profile, before, target, until)
+            return math.fsum(piece.log_prob for piece in pieces)
         except (FailedError, OverBudgetError, MalformedError, KeyError, ValueError) as error:
             _LOG.warning("a step could not be scored: %s", error)
             return -math.inf
+
+    async def _forced(
+        self,
+        endpoint: Endpoint,
+        profile: ServerProfile,
+        before: tuple[int, ...],
+        target: tuple[int, ...],
+        until: float,
+    ) -> list[Piece]:
+        """Score tokens on llama.cpp: each is forced by a bias that its log probability ignores."""
+        pieces = []
+        for k, token in enumerate(target):
+            ask = Ask(
+                before + target[:k],
+                temperature=0.0,
+                logprobs=1,
+                extra={"logit_bias": [[token, 1000.0]]},
+            )
+            answer = await self._client.answer(endpoint, profile.model, ask, until)
+            if answer.ids == (token,) and answer.pieces:
+                log_prob = answer.pieces[0].log_prob
+            elif not answer.ids:  # withheld, for it ends inside a character
+                log_prob = await self._listed(endpoint, profile, before + target[:k], token, until)
+            else:
+                raise FailedError("a forced token came back as another one")
+            pieces.append(Piece(None, token, log_prob, {}))
+        return pieces
+
+    async def _listed(
+        self,
+        endpoint: Endpoint,
+        profile: ServerProfile,
+        before: tuple[int, ...],
+        token: int,
+        until: float,
+    ) -> float:
+        """Look a token up among the alternatives to another one that is forced."""
+        other = (await self._client.text_ids(endpoint, profile.model, "a"))[0]
+        listed = {"stream": False, "n_probs": _LISTED, "logit_bias": [[other, 1000.0]]}
+        ask = Ask(before, temperature=0.0, extra=listed)
+        answer = await self._client.answer(endpoint, profile.model, ask, until)
+        try:
+            found = alternatives(answer).get(token)
+        except MalformedError as error:
+            raise FailedError(str(error)) from None
+        if found is None:
+            raise FailedError(f"a token is not among the {_LISTED} most probable ones")
+        return found
+
+    async def _with_all_tokens(
+        self, endpoint: Endpoint, profile: ServerProfile, ask: Ask, until: float
+    ) -> Answer:
+        """Ask llama.cpp again, by the same seed, for an answer with every token id.
+
+        Its streams leave out tokens that end inside a character (of an emoji, say).
+        """
+        again = ask._replace(extra={"stream": False})
+        answer = await self._client.answer(endpoint, profile.model, again, until)
+        if len(answer.ids) != answer.completion_tokens or not isinstance(ask.prompt, tuple):
+            raise FailedError("llama.cpp does not tell all tokens of an answer")
+        if endpoint.scores != "forced":
+            return answer
+        before = tuple(int(token) for token in ask.prompt if isinstance(token, int))
+        try:
+            pieces = await self._forced(endpoint, profile, before, answer.ids, until)
+        except (FailedError, OverBudgetError):
+            return answer  # good without log probabilities
+        return answer._replace(pieces=tuple(pieces))
 
     async def _echoed(
         self,

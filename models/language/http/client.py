@@ -22,7 +22,7 @@ from probkit.models.language.http.schema import (
     Answer,
     parse_chat,
     parse_completion,
-    parse_llama_stream,
+    parse_llama,
 )
 from probkit.models.language.http.secret import Secret
 from probkit.models.language.http.steps import strip_prefill
@@ -259,7 +259,7 @@ class Client:
 _PARSERS = {
     "completions": parse_completion,
     "chat": parse_chat,
-    "llama.cpp": parse_llama_stream,
+    "llama.cpp": parse_llama,
 }
 
 

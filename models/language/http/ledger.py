@@ -162,7 +162,7 @@ class PromptEstimate:
     """Tokens of a prompt that only the server can count, from its own earlier counts.
 
     The estimate is the largest share of tokens to bytes seen so far, on top of what a chat template
-    adds at most; one token for every two bytes before anything was seen.
+    adds at most; one token a byte, which no tokenizer passes, before anything was seen.
     """
 
     def __init__(self) -> None:
@@ -178,4 +178,4 @@ class PromptEstimate:
 
     def tokens(self, size: int) -> int:
         """Return how many tokens a prompt of ``size`` bytes has at most, as far as is known."""
-        return math.ceil(size * (self._rate or 0.5) + self._extra)
+        return math.ceil(size * (self._rate or 1.0) + self._extra)

@@ -11,9 +11,10 @@ __all__ = [
     "Answer",
     "MalformedError",
     "Piece",
+    "alternatives",
     "parse_chat",
     "parse_completion",
-    "parse_llama_stream",
+    "parse_llama",
     "prompt_log_probs",
     "read_json",
 ]
@@ -124,10 +125,12 @@ def parse_chat(body: bytes) -> Answer:
     return _answer(value, choice, message.get("content") or "")
 
 
-def parse_llama_stream(body: bytes) -> Answer:
-    """Parse the stream of llama.cpp's own ``/completion``, read to its end.
+def parse_llama(body: bytes) -> Answer:
+    """Parse an answer of llama.cpp's own ``/completion``, mostly a stream that was read to its end.
 
-    Unlike the OpenAI endpoints it tells the tokens of stop strings, and which of them ended it.
+    Unlike the OpenAI endpoints it tells the tokens of stop strings, and which of them ended it. A
+    stream keeps the tokens of broken characters to itself; an answer in one piece tells all ids,
+    but not the log probabilities of stop strings, so none are read from it.
 
     Raises:
         MalformedError: It does not follow the schema, or breaks off.
@@ -136,6 +139,9 @@ def parse_llama_stream(body: bytes) -> Answer:
     ids: list[int] = []
     pieces: list[Piece] = []
     last: dict[str, Any] = {}
+    if body.lstrip().startswith(b"{"):
+        last = read_json(body)
+        return _llama_answer(last, _typed(last, "content", str, None), _ids(last.get("tokens")), [])
     for line in body.split(b"\n"):
         if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
             if line.startswith(b"error:"):
@@ -149,13 +155,19 @@ def parse_llama_stream(body: bytes) -> Answer:
         pieces.extend(_content_pieces(_typed(last, "completion_probabilities", list, [])))
     else:
         raise MalformedError("the stream breaks off")
+    return _llama_answer(last, "".join(texts), ids, pieces)
+
+
+def _llama_answer(
+    last: Mapping[str, Any], text: str, ids: list[int], pieces: list[Piece]
+) -> Answer:
     kinds: dict[object, Finish] = {"word": "stop", "eos": "end", "limit": "length"}
     finish = kinds.get(last.get("stop_type"))
     if finish is None:
-        raise MalformedError("a stream without the reason of its end")
+        raise MalformedError("an answer without the reason of its end")
     timings = _typed(last, "timings", dict, {})
     return Answer(
-        "".join(texts),
+        text,
         finish,
         _typed(last, "stopping_word", str, ""),
         tuple(pieces) if len(pieces) == len(ids) else (),
@@ -189,6 +201,19 @@ def prompt_log_probs(answer: Answer) -> list[dict[int, float]]:
         except ValueError:
             raise MalformedError("a token id that is no number") from None
     return found
+
+
+def alternatives(answer: Answer) -> dict[int, float]:
+    """Return log probabilities by id of what llama.cpp lists at the first place of an answer.
+
+    Raises:
+        MalformedError: The list is missing, or of another shape.
+    """
+    rows = _typed(answer.raw, "completion_probabilities", list, [])
+    listed = _member(rows[0], "top_logprobs") if rows else None
+    if not isinstance(listed, list):
+        raise MalformedError("no alternatives to a token")
+    return {int(_member(row, "id")): _log_prob(_member(row, "logprob")) for row in listed}
 
 
 def _answer(value: Mapping[str, Any], choice: Mapping[str, Any], text: str) -> Answer:

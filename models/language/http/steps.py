@@ -94,7 +94,8 @@ def _whole(answer: Answer) -> _Draft:
         return _Draft(answer.text, "stop", pieces, ids, len(pieces) == count, count)
     if answer.finish == "end":
         told = _tells_end(answer)
-        return _Draft(answer.text, "end", pieces, ids[:-1] if told else ids, told, count)
+        last = told or (bool(ids) and len(ids) == answer.completion_tokens)
+        return _Draft(answer.text, "end", pieces, ids[:-1] if last else ids, told, count)
     # A stop string or the end of the sequence: whoever sent stop strings takes it for the former.
     told = _tells_end(answer)
     reason: Reason = "end" if told else "stop"
