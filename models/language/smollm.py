@@ -57,6 +57,9 @@ SMOLLM2 = Weights(
 )
 """The weights that ``probkit fetch smollm2`` installs."""
 
+_END_OF_TEXT = 0
+"""Token that ends raw text; the model's configuration names the one that ends a message."""
+
 
 def smollm2_path() -> Path | None:
     """Return where the installed weights of SmolLM2 lie; None where they are absent."""
@@ -115,4 +118,4 @@ def load_smollm2(
         raise MissingExtraError(
             "the weights of SmolLM2 are not installed: run probkit fetch smollm2"
         )
-    return TransformersLM(check_weights(path), device=device, dtype=dtype)
+    return TransformersLM(check_weights(path), device=device, dtype=dtype, end=(_END_OF_TEXT,))

@@ -92,7 +92,8 @@ class TransformersLM:
             model = model.to(dtype)
         if tokenizer is None:
             raise DataError(
-                "TransformersLM: a loaded model needs its tokenizer, TransformersLM(model, tokenizer)"
+                "TransformersLM: a loaded model needs its tokenizer: "
+                "TransformersLM(model, tokenizer)"
             )
         self._model = model.eval() if device is None else model.eval().to(device)
         self.tokenizer = tokenizer
