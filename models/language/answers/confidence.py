@@ -11,6 +11,7 @@ from torch import Tensor
 
 from probkit.errors import DataError, ShapeError
 from probkit.files import storable
+from probkit.rng import scope
 
 __all__ = ["ConfidenceCalibration", "calibrate_confidence", "expected_calibration_error"]
 
@@ -142,6 +143,11 @@ def calibrate_confidence(
 
 def _fit(method: str, stated: Tensor, right: Tensor) -> Tensor:
     """Points of the isotonic map, or slope and intercept of Platt's."""
+    with scope(rng=0, foreign=True):  # A first fit of scikit-learn draws from Python's stream.
+        return _fitted(method, stated, right)
+
+
+def _fitted(method: str, stated: Tensor, right: Tensor) -> Tensor:
     if method == "isotonic":
         from sklearn.isotonic import IsotonicRegression
 
