@@ -188,14 +188,8 @@ class OpenAILM:
 
     @property
     def vocabulary(self) -> Sequence[str]:
-        """Servers do not tell it.
-
-        Raises:
-            CapabilityError: Always.
-        """
-        raise CapabilityError(
-            "vocabulary: servers do not tell theirs to OpenAILM; use TransformersLM or LlamaCppLM"
-        )
+        """Servers do not tell it: empty."""
+        return ()
 
     def report(self) -> str:
         """Return in words what was found about the server, and what was spent."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
 from time import monotonic
+from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -129,7 +131,7 @@ class Transport:
         self._timeout = timeout
         self._slots = asyncio.Semaphore(concurrency)
         self._not_before = 0.0
-        httpx = require("httpx", extra="llm")
+        httpx = _httpx()
         loopback = urlsplit(host).hostname in ("localhost", "127.0.0.1", "::1")
         self._httpx = httpx
         self._client = httpx.AsyncClient(
@@ -276,6 +278,14 @@ class Transport:
             raise FailedError(f"{problem} (no time is left to send it again)") from None
         await asyncio.sleep(pause)
         return repeat
+
+
+def _httpx() -> ModuleType:
+    """Import httpx; what it draws from Python's global stream while it loads is put back."""
+    state = random.getstate()
+    module = require("httpx", extra="llm")
+    random.setstate(state)
+    return module
 
 
 def _message(body: bytes) -> str:

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from http_server import HttpServer, Request, json_response
 
 from probkit.models.language.markov import MarkovLM
 from probkit.models.language.protocol import Law, Prefix
+from support.http_server import HttpServer, Request, json_response
 
 SYMBOLS = ("a", "b", "c", "\n")
 
