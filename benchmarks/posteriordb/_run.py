@@ -14,6 +14,7 @@ __all__ = ["Report", "run_case"]
 
 Form = Literal["native", "program"]
 _COMMON: Mapping[str, Any] = {"chains": 32, "draws": 200, "warmup": 300}
+_MAXIMA = 12
 
 
 class Report(NamedTuple):
@@ -59,7 +60,7 @@ def run_case(
 
     from probkit import FromPyro, infer
     from probkit.errors import ConvergenceWarning
-    from probkit.inference import NUTS
+    from probkit.inference import MAP, NUTS
 
     case = CASES[name]
     rng = int(form == "program") if rng is None else rng
@@ -71,6 +72,8 @@ def run_case(
     with warnings.catch_warnings():
         # R-hat and divergences are part of the report.
         warnings.simplefilter("ignore", ConvergenceWarning)
+        if case.from_mode:
+            settings["start"] = infer(case.native, data, MAP(restarts=_MAXIMA), rng=rng)
         post = infer(model, data, NUTS(**settings), rng=rng, chains=chains)
     seconds = time.perf_counter() - began
     draws = case.scalars(post.draws)

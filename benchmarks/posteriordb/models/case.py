@@ -48,6 +48,8 @@ class Case:
             the reference [chain, draw, *].
         options: Options of NUTS that differ from the common ones.
         observed: The observed arguments of the program.
+        from_mode: Whether chains start at the best of several maxima rather than at random: where
+            the posterior has far modes of no weight, in which chains would stay for good.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Case:
     quantities: Callable[[Values], Values] = dict
     options: Mapping[str, Any] = field(default_factory=dict)
     observed: tuple[str, ...] = ("y",)
+    from_mode: bool = False
 
     def scalars(self, draws: Values) -> dict[str, Tensor]:
         """Return every scalar of the reference [chain, draw] by its name there."""

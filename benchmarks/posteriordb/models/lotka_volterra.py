@@ -120,4 +120,5 @@ LOTKA_VOLTERRA = Case(
     # 64 chains wait for the longest path among them; 2^6 - 1 steps are the most of one
     options={"chains": 64, "draws": 100, "warmup": 250, "max_depth": 6},
     observed=("y", "y_init"),
+    from_mode=True,
 )
