@@ -19,7 +19,7 @@ from probkit.bo.observations import Observations, observe
 from probkit.bo.outcomes import Outcomes
 from probkit.bo.space import Space
 from probkit.bo.trials import Trial
-from probkit.errors import DataError
+from probkit.errors import CapabilityError, DataError
 from probkit.files import class_name, pack, unpack
 from probkit.rng import seed_of, stream
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from probkit.bo.policy import Goal
 
-__all__ = ["NextPoints", "StudySettings", "fit_surrogate", "next_points"]
+__all__ = ["NextPoints", "StudySettings", "evidence_of", "fit_surrogate", "next_points"]
 
 #: Codes of two points that are closer than this are the same point.
 _SAME = 1e-9
@@ -77,6 +77,26 @@ class StudySettings:
 
             surrogate_of(self.surrogate, self.options)  # an unknown name or option is an error now
 
+    def surrogate_for(self, space: Space, outcomes: Outcomes) -> Any:
+        """Return the surrogate with what it needs to know of a study.
+
+        Raises:
+            CapabilityError: It cannot serve such a study.
+        """
+        if _is_function(self.surrogate):
+            return self.surrogate
+        from probkit.bo.surrogates.registry import surrogate_of
+
+        spec: Any = surrogate_of(self.surrogate, self.options)
+        if getattr(spec, "lm", None) is not None:
+            from probkit.bo.llm.tuning import hybrid_of
+
+            spec = hybrid_of(spec)
+        if self.noise == "none" and getattr(spec, "noise", None) == "learned":
+            spec = surrogate_of(spec, {"noise": "none"})
+        place = getattr(spec, "in_study", None)
+        return spec if place is None else place(space, outcomes)
+
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON values; a function is stored by name only."""
         return {
@@ -86,20 +106,29 @@ class StudySettings:
             "noise": self.noise,
             "initial": self.initial,
             "failures": self.failures,
-            "options": json.loads(json.dumps(dict(self.options))),
+            "options": {name: _write_option(value) for name, value in self.options.items()},
         }
 
     @classmethod
-    def from_json(cls, tree: Mapping[str, Any], surrogate: Any = None) -> StudySettings:
+    def from_json(
+        cls,
+        tree: Mapping[str, Any],
+        surrogate: Any = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> StudySettings:
         """Rebuild settings; files of version 1 lack some.
 
         Args:
             tree: What :meth:`to_json` returned.
-            surrogate: Put in place of the stored one.
+            surrogate: Put in place of the stored one; the stored options are then dropped.
+            options: Put in place of stored options of the same names.
 
         Raises:
-            DataError: The stored surrogate is a function, and none was passed.
+            DataError: The stored surrogate or an option is not stored in full, and none was passed.
         """
+        given = dict(options or {})
+        stored = tree.get("options", {}) if surrogate is None else {}
+        kept = {n: _read_option(n, v) for n, v in stored.items() if n not in given}
         return cls(
             surrogate=_read_surrogate(tree["surrogate"]) if surrogate is None else surrogate,
             acquisition=tree["acq"],
@@ -107,7 +136,7 @@ class StudySettings:
             noise=tree.get("noise", "auto"),
             initial=tree["initial"],
             failures=tree.get("failures", "worst"),
-            options=tree.get("options", {}) if surrogate is None else {},
+            options={**kept, **given},
         )
 
 
@@ -138,6 +167,39 @@ def _read_surrogate(tree: Any) -> Any:
     raise DataError(
         f"the surrogate of this study, {tree['function']}, is not stored in it; pass surrogate= to "
         "Study.load"
+    )
+
+
+_STORED = "__stored__"
+
+
+def _write_option(value: Any) -> Any:
+    """An option as JSON: what is no JSON is packed; language models only leave their names."""
+    try:
+        return json.loads(json.dumps(value))
+    except TypeError:
+        pass
+    if hasattr(value, "generate") and hasattr(value, "usage"):  # they may know keys
+        model = getattr(value, "model", None)
+        name = {"name": model} if isinstance(model, str) else {}
+        return {_STORED: {"language model": class_name(value), **name}}
+    try:
+        structure, tensors = pack(value)
+    except DataError:
+        return {_STORED: {"class": class_name(value)}}
+    return {_STORED: {"class": class_name(value)} if tensors else {"object": structure}}
+
+
+def _read_option(name: str, tree: Any) -> Any:
+    if not isinstance(tree, Mapping) or _STORED not in tree:
+        return tree
+    stored = tree[_STORED]
+    if "object" in stored:
+        return unpack(stored["object"], {})
+    what = " ".join(stored.values())
+    raise DataError(
+        f"the option {name!r} of this study, {what}, is not stored in it; pass "
+        f"options={{{name!r}: ...}} or surrogate= to Study.load"
     )
 
 
@@ -188,24 +250,31 @@ def next_points(
     if seen.complete < 2:
         missing = n
     first = _initial(space, number, missing, settings.seed)
+    advised, state_after = _advised(space, outcomes, number, missing, settings, state)
     picked = _Picked(space, seen)
-    for point in first:
-        picked.add(point, "initial", rng=stream(settings.seed, "fill", number))
+    for k, point in enumerate(first):
+        told = advised.get(number + k)
+        picked.add(
+            point if told is None else told,
+            "initial" if told is None else "llm",
+            rng=stream(settings.seed, "fill", number),
+        )
     if missing < n:
-        model = fit_surrogate(seen, space, settings, state, key=("fit", number))
-        state = _state_of(model, settings)
+        state = state if state_after is None else state_after
+        model = fit_surrogate(seen, space, settings, state, outcomes=outcomes, key=("fit", number))
         rng = stream(settings.seed, "candidates", number)
         points = _room(space, seen, picked, n - missing)
         if points:
-            best = _candidates(
+            best, origins = _candidates(
                 model, space, outcomes, seen, picked.running, points, settings, rng=rng
             )
-            for k, point in enumerate(best):
-                picked.add(point, "model", rng=stream(settings.seed, "fill", number, k))
+            for k, (point, origin) in enumerate(zip(best, origins, strict=True)):
+                picked.add(point, origin, rng=stream(settings.seed, "fill", number, k))
         for k in range(points, n - missing):  # the space is used up: evaluate again
             picked.add(seen.X[seen.told][0], "model", rng=stream(settings.seed, "fill", number, k))
+        state = _state_of(model, settings)  # the choice of points may have added to it
     else:
-        state = None
+        state = state_after
     return NextPoints(space.from_codes(picked.new), picked.origins, state)
 
 
@@ -220,6 +289,25 @@ def _room(space: Space, seen: Observations, picked: _Picked, n: int) -> int:
 def _initial(space: Space, start: int, n: int, seed: int) -> Tensor:
     """Points of the Sobol sequence, as codes ``[point, parameter]``."""
     return space.codes(space.sobol(n, rng=seed, start=start) if n else [])
+
+
+def _advised(
+    space: Space, outcomes: Outcomes, start: int, n: int, settings: StudySettings, state: Any
+) -> tuple[dict[int, Tensor], Any]:
+    """Initial points that the surrogate itself recommends, by trial number, and the state after."""
+    spec = settings.surrogate_for(space, outcomes)
+    if not n or not hasattr(spec, "start"):
+        return {}, None
+    found = spec.start(
+        settings.initial,
+        start,
+        n,
+        state=_warm(state, settings),
+        rng=stream(settings.seed, "warm start"),
+    )
+    if found.state is None:
+        return found.points, None
+    return found.points, {"surrogate": _name(settings), "warm": found.state}
 
 
 class _Picked:
@@ -329,6 +417,7 @@ def fit_surrogate(
     settings: StudySettings,
     state: Any = None,
     *,
+    outcomes: Outcomes,
     key: Sequence[int | str],
 ) -> Model:
     """Fit the surrogate of a study to its observations.
@@ -338,19 +427,19 @@ def fit_surrogate(
         space: The space of their codes.
         settings: Which surrogate, and its options.
         state: What the last one handed on; ignored where another surrogate wrote it.
+        outcomes: What is measured.
         key: Names the random stream, below the seed.
 
     Raises:
         DataError: Fewer than two trials are complete.
     """
-    from probkit.bo.surrogates.registry import make_surrogate, surrogate_of
+    from probkit.bo.surrogates.registry import make_surrogate
 
     if seen.complete < 2:
         raise DataError(
             f"a surrogate needs at least 2 complete trials, got {seen.complete}; tell more"
         )
-    same = isinstance(state, Mapping) and state.get("surrogate") == _name(settings)
-    previous = state["warm"] if same else None
+    previous = _warm(state, settings)
     rng = stream(settings.seed, *key)
     if _is_function(settings.surrogate):
         make: Callable[..., Model] = settings.surrogate
@@ -358,13 +447,30 @@ def fit_surrogate(
             seen.X, seen.Y, seen.Yvar, bounds=space.domain, previous=previous, rng=rng,
             **settings.options,
         )  # fmt: skip
-    spec = surrogate_of(settings.surrogate, settings.options)
-    variances = seen.Yvar
-    if settings.noise == "none" and getattr(spec, "noise", None) == "learned":
-        spec, variances = surrogate_of(spec, {"noise": "none"}), None
+    spec = settings.surrogate_for(space, outcomes)
+    exact = settings.noise == "none" and getattr(spec, "noise", None) == "none"
+    variances = None if exact else seen.Yvar
     return make_surrogate(
         spec, seen.X, seen.Y, variances, bounds=space.domain, previous=previous, rng=rng
     )
+
+
+def _warm(state: Any, settings: StudySettings) -> Any:
+    """What the last surrogate handed on; None where another kind wrote it."""
+    same = isinstance(state, Mapping) and state.get("surrogate") == _name(settings)
+    return state["warm"] if same else None
+
+
+def evidence_of(state: Any) -> Any:
+    """The part of a state that is evidence rather than a starting point: what was said of points.
+
+    Args:
+        state: What the last surrogate handed on.
+    """
+    warm = state.get("warm") if isinstance(state, Mapping) else None
+    if not isinstance(warm, Mapping) or "said" not in warm:
+        return None
+    return {**state, "warm": {"said": warm["said"]}}
 
 
 def _name(settings: StudySettings) -> str:
@@ -388,32 +494,54 @@ def _candidates(
     settings: StudySettings,
     *,
     rng: torch.Generator,
-) -> Tensor:
-    """Points ``[n, parameter]`` where the acquisition function is largest, given pending ones."""
+) -> tuple[Tensor, list[str]]:
+    """Points ``[n, parameter]`` where the acquisition function is largest, and their origins."""
     from probkit.bo.policy import Goal, acquisition_for, maximise
 
     seed = seed_of(rng)
     goal = Goal(range(len(outcomes.objectives)), outcomes.bounds)
-    acquisition = acquisition_for(
-        model,
-        goal,
-        X=seen.X,
-        Y=seen.Y,
-        acquisition=settings.acquisition,
-        X_pending=running if len(running) else None,
-        q=n,
-        bounds=space.domain,
-        exact=settings.noise == "none",
-        rng=seed,
+    incumbents = _incumbents(seen, goal)
+    avoid = torch.cat([seen.visited, running])
+
+    def acquisition(of: Model, pending: Tensor, q: int, name: str) -> Any:
+        return acquisition_for(
+            of,
+            goal,
+            X=seen.X,
+            Y=seen.Y,
+            acquisition=name,
+            X_pending=pending if len(pending) else None,
+            q=q,
+            bounds=space.domain,
+            exact=settings.noise == "none",
+            rng=seed,
+        )
+
+    def best(of: Model, **effort: int) -> Tensor:
+        return maximise(
+            chosen(of, running, n), space.domain, q=n, incumbents=incumbents, avoid=avoid,
+            rng=seed, **effort,
+        )  # fmt: skip
+
+    def chosen(of: Model, pending: Tensor, q: int) -> Any:
+        try:
+            return acquisition(of, pending, q, settings.acquisition)
+        except CapabilityError:
+            if adviser is None or of is adviser.hybrid.base:
+                raise
+            return acquisition(of, pending, q, "auto")  # what fits a mixture
+
+    adviser = getattr(model, "adviser", None)
+    if adviser is None:
+        return best(model), ["model"] * n
+    points, origins = adviser.choose(
+        n,
+        maximise=best,
+        value=lambda of, pending: chosen(of, torch.cat([running, pending]), 1),
+        incumbents=incumbents,
+        taken=avoid,
     )
-    return maximise(
-        acquisition,
-        space.domain,
-        q=n,
-        incumbents=_incumbents(seen, goal),
-        avoid=torch.cat([seen.visited, running]),
-        rng=seed,
-    )
+    return points, origins
 
 
 def _incumbents(seen: Observations, goal: Goal, most: int = 3) -> Tensor:

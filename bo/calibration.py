@@ -127,7 +127,12 @@ def _predict(
     )
     with torch.enable_grad():
         model = fit_surrogate(
-            rest, study.space, study.settings, key=("calibration", len(seen.Y), fold)
+            rest,
+            study.space,
+            study.settings,
+            study._evidence(),
+            outcomes=study.outcomes,
+            key=("calibration", len(seen.Y), fold),
         )
     known = study.settings.noise == "none" or seen.Yvar is not None
     posterior = model.posterior(seen.X[left_out][:, None, :], observation_noise=not known)

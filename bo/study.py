@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from probkit.bo.asking import StudySettings, fit_surrogate, next_points
+from probkit.bo.asking import StudySettings, evidence_of, fit_surrogate, next_points
 from probkit.bo.evaluation import Evaluated, Objective, evaluations
 from probkit.bo.observations import Observations, observe
 from probkit.bo.outcomes import Constraint, Outcomes
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from botorch.models.model import Model
 
     from probkit.bo.calibration import Calibration
+    from probkit.models.language.protocol import Usage
 
 __all__ = ["Study"]
 
@@ -47,8 +48,10 @@ class Study:
         space: What is searched.
         objectives: Each outcome that is to be good, with ``"min"`` or ``"max"``.
         constraints: Outcomes that must keep bounds: ``"memory <= 4"``, or :class:`Constraint`.
-        surrogate: ``"auto"``, the name of a surrogate, or a function ``(X, Y, Yvar, *, bounds,
-            previous, rng)`` that returns a BoTorch model.
+        surrogate: ``"auto"``, the name of a surrogate, options of one such as
+            ``LLMSurrogate(...)``, or a function ``(X, Y, Yvar, *, bounds, previous, rng)`` that
+            returns a BoTorch model. ``"llm"`` is a Gaussian process that a language model advises:
+            ``options={"lm": lm}``.
         acq: ``"auto"``, or the name of an acquisition function.
         rng: Seed of everything random.
         storage: File of a SQLite database, a SQLAlchemy URL, or None for memory only.
@@ -79,7 +82,7 @@ class Study:
         objectives: Mapping[str, str] | None = None,
         *,
         constraints: Iterable[Constraint | str] = (),
-        surrogate: str | Callable[..., Model] = "auto",
+        surrogate: Any = "auto",
         acq: str = "auto",
         rng: Rng,
         storage: str | Path | None = None,
@@ -127,7 +130,8 @@ class Study:
         storage: str | Path,
         name: str | None = None,
         *,
-        surrogate: str | Callable[..., Model] | None = None,
+        surrogate: Any = None,
+        options: Mapping[str, Any] | None = None,
     ) -> Study:
         """Open a stored study.
 
@@ -135,6 +139,8 @@ class Study:
             storage: File of a SQLite database, or a SQLAlchemy URL.
             name: Name of the study; not needed where there is one only.
             surrogate: Surrogate from now on; needed where the stored one was a function.
+            options: Options of the surrogate in place of stored ones; needed for those that are
+                not stored, such as a language model: ``options={"lm": lm}``.
 
         Raises:
             DataError: There is no such study, or several and no name.
@@ -157,7 +163,7 @@ class Study:
             store,
             Space.from_json(found["space"]),
             Outcomes.from_json(found["outcomes"]),
-            StudySettings.from_json(found, surrogate),
+            StudySettings.from_json(found, surrogate, options),
         )
         return study
 
@@ -540,8 +546,39 @@ class Study:
         """
         seen = self.observations()
         return fit_surrogate(
-            seen, self._space, self._settings, self._storage.state(), key=("model", len(self))
+            seen,
+            self._space,
+            self._settings,
+            self._storage.state(),
+            outcomes=self._outcomes,
+            key=("model", len(self)),
         )
+
+    def _evidence(self) -> Any:
+        """What a language model has said of points before their outcomes were told, or None."""
+        return evidence_of(self._storage.state())
+
+    def _kept(self) -> Mapping[str, Any]:
+        state = self._storage.state()
+        warm = state.get("warm") if isinstance(state, Mapping) else None
+        return warm if isinstance(warm, Mapping) else {}
+
+    @property
+    def usage(self) -> Usage:
+        """What the asks of this study have spent on a language model, over all its processes."""
+        from probkit.models.language.protocol import Usage
+
+        return Usage(**self._kept().get("usage", {}))
+
+    @property
+    def advice(self) -> dict[str, Any]:
+        """What became of the language model's answers, as of the last ask that it was part of.
+
+        Counts of answers ``asked`` and ``accepted``, ``reasons`` of those that were not,
+        ``weights`` of the members of the hybrid, whether it is ``trusted``, and a ``note`` that
+        says why it was not asked or heard, such as a budget that is spent. Empty without one.
+        """
+        return dict(self._kept().get("report", {}))
 
     def predict(self, params: Params | Sequence[Params]) -> pd.DataFrame:
         """Predict the outcomes at points: mean and standard deviation, without noise.

@@ -26,7 +26,8 @@ class Trial:
         values: Outcomes by name; None where there are none.
         variances: Variances of the noise in the outcomes, by name; None where not known.
         error: Why it failed, if it said so.
-        origin: Where the point came from: "initial", "model", "random" or "attached".
+        origin: Where the point came from: "initial", "model", "llm" (proposed by a language model),
+            "random" or "attached".
         started: When it was asked for, ISO 8601 in UTC.
         finished: When it was told.
     """

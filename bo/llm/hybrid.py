@@ -112,7 +112,7 @@ def places(X: Tensor, table: Tensor) -> Tensor:
 
 
 class _Mean:
-    """The language model's mean as a smooth function, with its uncertainty.
+    """The language model's mean as a smooth function.
 
     Answers scatter from question to question. A Gaussian process with learned noise through all
     that was said separates the function from the scatter, and carries it to points that were not
@@ -127,8 +127,8 @@ class _Mean:
         """Take note of more."""
         self.said, self._carrier = self.said | said, None
 
-    def __call__(self, X: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean [*batch, q] and covariance [*batch, q, q] at points [*batch, q, feature]."""
+    def __call__(self, X: Tensor) -> Tensor:
+        """Return the mean [*batch, q] at points [*batch, q, feature]."""
         if self._carrier is None:
             heard = replace(
                 self._data, X=self.said.X, Y=self.said.mean[:, None], Yvar=None,
@@ -136,27 +136,44 @@ class _Mean:
             )  # fmt: skip
             with torch.enable_grad():
                 self._carrier = GPSurrogate().fit(heard, rng=0)
-        law = self._carrier.posterior(X).distribution
-        return law.mean, law.covariance_matrix
+        mean: Tensor = self._carrier.posterior(X.unsqueeze(-2)).mean
+        return mean[..., 0, 0]
 
 
 class LeaningGP(Model):
     """trust * m(x) + offset + scale * g(x), with g a Gaussian process fitted to what is left.
 
     Args:
-        process: g.
-        mean: The language model's mean.
+        data: The history.
+        mean: m.
         trust: Its factor.
-        offset: Added.
-        scale: Of g.
+        spec: Options of g.
+        previous: Hyper-parameters of g to start from.
     """
 
     def __init__(
-        self, process: DenseGP, mean: Any, trust: float, offset: float, scale: float
+        self,
+        data: TrainingData,
+        mean: _Mean,
+        trust: float,
+        spec: GPSurrogate,
+        previous: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.process, self._mean = process, mean
-        self.trust, self.offset, self.scale = trust, offset, scale
+        self._data, self._mean, self.trust, self._spec = data, mean, trust, spec
+        self.offset, self.scale = 0.0, 1.0
+        self.process: DenseGP = self._fitted(previous)
+
+    def refresh(self) -> None:
+        """Fit g again, after the mean has changed."""
+        self.process = self._fitted(self.process.warm_state)
+
+    def _fitted(self, previous: Mapping[str, Any] | None) -> DenseGP:
+        with torch.no_grad():
+            said = self._mean(self._data.X[:, None])[:, 0]
+        rest, self.offset, self.scale = _rest(self._data, self.trust * said)
+        with torch.enable_grad():
+            return self._spec.fit(rest, previous=previous, rng=0)
 
     @property
     def num_outputs(self) -> int:
@@ -178,13 +195,26 @@ class LeaningGP(Model):
     ) -> BotorchPosterior:
         """Predict jointly at the q points of each t-batch ``X`` [*batch, q, feature]."""
         law = self.process.posterior(X, observation_noise=observation_noise).distribution
-        said, spread = self._mean(X)
-        mean = self.trust * said + self.offset + self.scale * law.mean
-        covariance = self.scale**2 * law.covariance_matrix + self.trust**2 * spread
-        result = GPyTorchPosterior(MultivariateNormal(mean, to_linear_operator(covariance)))
+        mean = self.trust * self._mean(X) + self.offset + self.scale * law.mean
+        covariance = to_linear_operator(self.scale**2 * law.covariance_matrix)
+        result = GPyTorchPosterior(MultivariateNormal(mean, covariance))
         if posterior_transform is not None:
             return posterior_transform(posterior=result, X=X)
         return result
+
+
+def _rest(data: TrainingData, explained: Tensor) -> tuple[TrainingData, float, float]:
+    """What is left of the outcomes in units of its own, and the offset and scale of those."""
+    left = data.Y[:, 0] - explained
+    offset = float(left.mean())
+    scale = max(float(left.std()), _FLOOR * float(data.Y[:, 0].std())) or 1.0
+    rest = replace(
+        data,
+        Y=((left - offset) / scale)[:, None],
+        Yvar=None if data.Yvar is None else data.Yvar / scale**2,
+        outcome="none",
+    )
+    return rest, offset, scale
 
 
 class LanguageModelAlone(Model):
@@ -221,12 +251,12 @@ class LanguageModelAlone(Model):
 
         Points that it was not asked about take the middle of its standard deviations.
         """
-        mean, spread = self._mean(X)
+        mean = self._mean(X)
         said: Said = self._mean.said
         where = places(X, said.X)
         sd = torch.where(where >= 0, said.sd[where.clamp_min(0)], said.sd.median())
         variance = self.calibration.sd(sd).square()
-        covariance = to_linear_operator(spread + torch.diag_embed(variance))
+        covariance = to_linear_operator(torch.diag_embed(variance))
         result = GPyTorchPosterior(MultivariateNormal(mean, covariance))
         if posterior_transform is not None:
             return posterior_transform(posterior=result, X=X)
@@ -261,8 +291,12 @@ class Hybrid:
 
     def hear(self, said: Said) -> None:
         """Take note of what the language model said about more points."""
-        if self.mean is not None:
-            self.mean.add(said.check())
+        if self.mean is None or not len(said.mean):
+            return
+        self.mean.add(said.check())
+        for member in self.model.modules():
+            if isinstance(member, LeaningGP):
+                member.refresh()
 
 
 def fit_hybrid(
@@ -326,8 +360,7 @@ def fit_hybrid(
     plain.mean = _Mean(said, data)
     if method == "stack":
         return _stacked(plain, data, own, plain.calibration)
-    exact = noise == "none" or (data.Yvar is not None and not bool(data.Yvar.any()))
-    return _leaning(plain, data, own, trusts, prior, "matern" if exact else "auto", old)
+    return _leaning(plain, data, own, trusts, prior, spec, old)
 
 
 def _leaning(
@@ -336,42 +369,43 @@ def _leaning(
     said: Said,
     trusts: Sequence[float],
     prior: float,
-    kernel: Any,
+    spec: GPSurrogate,
     old: Mapping[str, Any],
 ) -> Hybrid:
-    """Mix processes that lean on the mean by different factors, by their posterior probability."""
+    """Mix processes that lean on the mean by different factors, by their posterior probability.
+
+    The evidence comes from what was said itself, whose scatter is a noise to be learned even where
+    outcomes are exact; the plain process may take that freedom or leave it. Predictions come from
+    the smooth mean.
+    """
+    names = ["gp", *(f"trust {trust:g}" for trust in trusts)]
+    exact = spec.noise == "none" or (data.Yvar is not None and not bool(data.Yvar.any()))
+    rough = GPSurrogate(kernel="matern" if exact else "auto")
+    scores = []
+    for name, trust in zip(names, (0.0, *trusts), strict=True):
+        rest, _, scale = _rest(replace(data, Yvar=None), trust * said.mean)
+        process = rough.fit(rest, previous=old.get(f"evidence {name}"), rng=0)
+        plain.warm_state[f"evidence {name}"] = process.warm_state
+        scores.append(_log_joint(process) - len(said.mean) * math.log(scale))
     own = plain.base.outcome_transform.stdvs.reshape(())
-    scores = [_log_joint(plain.base) - len(data.Y) * math.log(float(own)) + math.log(prior)]
-    members: list[Model] = [plain.base]
-    names = ["gp"]
-    for trust in trusts:
-        name = f"trust {trust:g}"
-        member, score = _leaning_member(data, said, plain.mean, trust, kernel, old.get(name))
-        plain.warm_state[name] = member.process.warm_state
-        members.append(member)
-        names.append(name)
-        scores.append(score + math.log((1 - prior) / len(trusts)))
+    scores[0] = max(scores[0], _log_joint(plain.base) - len(data.Y) * math.log(float(own)))
+    for k in range(len(scores)):
+        scores[k] += math.log(prior if k == 0 else (1 - prior) / len(trusts))
     weights = torch.softmax(torch.tensor(scores, dtype=torch.float64), 0)
     plain.weights = dict(zip(names, weights.tolist(), strict=True))
     if not float(weights[0]) < 0.5:
         return plain
-    return _mixed(plain, members, weights)
-
-
-def _leaning_member(
-    data: TrainingData, said: Said, mean: _Mean, trust: float, kernel: Any, old: Any
-) -> tuple[LeaningGP, float]:
-    """Fit one member; return it and its log evidence on the scale of the outcomes.
-
-    Its noise is learned even where outcomes are exact: it is the scatter of the answers.
-    """
-    left = data.Y[:, 0] - trust * said.mean
-    offset = float(left.mean())
-    scale = max(float(left.std()), _FLOOR * float(data.Y[:, 0].std())) or 1.0
-    rest = replace(data, Y=((left - offset) / scale)[:, None], Yvar=None, outcome="none")
-    process = GPSurrogate(kernel=kernel).fit(rest, previous=old, rng=0)
-    score = _log_joint(process) - len(left) * math.log(scale)
-    return LeaningGP(process, mean, trust, offset, scale), score
+    members: list[Model] = []
+    for name, trust, weight in zip(names, (0.0, *trusts), weights.tolist(), strict=True):
+        if weight < _NEGLIGIBLE:
+            continue
+        if not trust:
+            members.append(plain.base)
+            continue
+        member = LeaningGP(data, plain.mean, trust, spec, old.get(name))
+        plain.warm_state[name] = member.process.warm_state
+        members.append(member)
+    return _mixed(plain, members, weights[weights >= _NEGLIGIBLE])
 
 
 def _log_joint(process: DenseGP) -> float:
@@ -409,7 +443,6 @@ def _stacked(
 
 
 def _mixed(plain: Hybrid, members: Sequence[Model], weights: Tensor) -> Hybrid:
-    keep = (weights >= _NEGLIGIBLE).nonzero()[:, 0].tolist()
-    model = StackedSurrogate([members[k] for k in keep], weights[keep])
+    model = StackedSurrogate(members, weights)
     model.eval()
     return replace(plain, model=model)

@@ -6,8 +6,8 @@ language model has earned trust, its candidates, the maximiser of the plain proc
 hybrid and points around the best ones form a pool, the language model predicts the pool, and the
 acquisition function of the hybrid chooses. Where it has not, the plain process chooses, as if there
 were no language model, and that is asked about the one chosen point only: so that it can earn trust
-later. A prediction made when a point was chosen counts as evidence once its outcome is told, so
-evidence costs no further question.
+later. A prediction that was made before a point was evaluated is evidence once its outcome is told,
+so evidence costs no further question.
 
 Nothing that a language model does, or fails to do, makes an ask fail: what cannot be used is
 counted in the report, and the plain process goes on.
@@ -50,6 +50,8 @@ _FAULTS = (DataError, CapabilityError, OSError, RuntimeError)
 _NEAR = (0.2, 0.05, 0.01)
 _COPIES = 24
 _FAR = 128
+#: Answers about points that were not evaluated, kept from round to round.
+_KEPT = 64
 
 
 @dataclass(frozen=True)
@@ -397,13 +399,15 @@ class Adviser:
             noise=spec.noise,
             previous=known.get("members"),
         )
-        self._chosen = Said.nothing(data.X.shape[1])
+        self._heard = Said.nothing(data.X.shape[1])
         self.state: dict[str, Any] = {}
         self._note_state()
 
     def _note_state(self) -> None:
-        rows = places(self.said.X, self.data.X) >= 0
-        kept = Said(*(part[rows] for part in self.said)) | self._chosen
+        heard = self.said | self._heard
+        recent = torch.arange(len(heard.X)) >= len(heard.X) - _KEPT
+        rows = (places(heard.X, self.data.X) >= 0) | recent
+        kept = Said(*(part[rows] for part in heard))
         report = self.ledger.tree()
         report["report"]["weights"] = dict(self.hybrid.weights)
         report["report"]["trusted"] = self.hybrid.trusted
@@ -473,7 +477,7 @@ class Adviser:
         self,
         n: int,
         *,
-        maximise: Callable[[Model], Tensor],
+        maximise: Callable[..., Tensor],
         value: Callable[[Model, Tensor], AcquisitionFunction],
         incumbents: Tensor,
         taken: Tensor,
@@ -483,7 +487,7 @@ class Adviser:
         Args:
             n: How many.
             maximise: Returns the n points [point, feature] that are best by a model, each pending
-                for the next.
+                for the next; further keywords say how hard to search.
             value: Returns the acquisition function of a model given further pending points.
             incumbents: The best points seen [point, feature].
             taken: Points not to propose again [point, feature].
@@ -493,23 +497,20 @@ class Adviser:
             return Chosen(plain, ["model"] * n)
         if not self.hybrid.trusted:
             if self.spec.probe:
-                self._chosen = self.ask_about(plain)
+                self._heard = self.ask_about(plain)
             self._note_state()
             return Chosen(plain, ["model"] * n)
         pool, proposed = self._pool(plain, maximise, value, incumbents, taken)
-        heard = self.ask_about(pool)
-        self.hybrid.hear(heard)
+        self._heard = self.ask_about(pool)
+        self.hybrid.hear(self._heard)
         chosen = self._best(n, pool, value)
-        rows = pool[chosen]
-        known = places(rows, heard.X)
-        self._chosen = Said(*(part[known[known >= 0]] for part in heard))
         self._note_state()
-        return Chosen(rows, ["llm" if bool(proposed[k]) else "model" for k in chosen])
+        return Chosen(pool[chosen], ["llm" if bool(proposed[k]) else "model" for k in chosen])
 
     def _pool(
         self,
         plain: Tensor,
-        maximise: Callable[[Model], Tensor],
+        maximise: Callable[..., Tensor],
         value: Callable[[Model, Tensor], AcquisitionFunction],
         incumbents: Tensor,
         taken: Tensor,
@@ -521,7 +522,7 @@ class Adviser:
         """
         nothing = plain[:0]
         own = self._candidates() if self.spec.candidates else nothing
-        mixed = maximise(self.hybrid.model)
+        mixed = maximise(self.hybrid.model, restarts=3, raw_samples=64, iterations=40)
         near = self._around(incumbents, value) if self.spec.pool else nothing
         parts = torch.cat([plain, mixed, own, near])
         mark = torch.zeros(len(parts), dtype=torch.bool)

@@ -35,6 +35,7 @@ SURROGATES: Mapping[str, _Home] = {
     "dkl": ("dkl", "DKLSurrogate", {}),
     "pfn": ("pfn", "PFNSurrogate", {}),
     "nngp": ("scale_mixture", "NNGPSurrogate", {}),
+    "llm": ("probkit.bo.llm.tuning", "LLMHybrid", {}),
     "auto": ("auto", "AutoSurrogate", {}),
 }
 """Name -> (module, class, options) of every surrogate that :func:`make_surrogate` knows."""
@@ -58,7 +59,8 @@ def surrogate_of(surrogate: Any, options: Mapping[str, Any] | None = None) -> Su
             names = ", ".join(map(repr, SURROGATES))
             raise DataError(f"surrogate: expected one of {names}, got {surrogate!r}")
         module, name, fixed = SURROGATES[surrogate]
-        kind = getattr(importlib.import_module(f"probkit.bo.surrogates.{module}"), name)
+        path = module if "." in module else f"probkit.bo.surrogates.{module}"
+        kind = getattr(importlib.import_module(path), name)
         return _made(kind, {**fixed, **chosen})
     if isinstance(surrogate, Surrogate):
         return _made(lambda **new: replace(surrogate, **new), chosen)  # type: ignore[type-var]
@@ -99,8 +101,8 @@ def make_surrogate(
 
     Args:
         surrogate: A name ("gp", "gp-paper", "gp-exact", "ibnn", "hmc", "sghmc", "ensemble",
-            "laplace", "dkl", "pfn", "nngp", "auto", ...), a :class:`Surrogate`, a probkit model of
-            data (X, y), or a probkit posterior, which is wrapped as it is.
+            "laplace", "dkl", "pfn", "nngp", "llm", "auto", ...), a :class:`Surrogate`, a probkit
+            model of data (X, y), or a probkit posterior, which is wrapped as it is.
         X: Inputs [row, feature].
         Y: Outcomes [row, output] or [row]. Larger is better, for the transforms that care.
         Yvar: Known variances of the outcomes; None where they are not known.
