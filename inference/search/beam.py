@@ -32,24 +32,35 @@ def _branch(
 ) -> tuple[list[Any], list[int]]:
     """Keep the best of every group and branch those that go on.
 
+    Equal candidates count once. Where fewer than ``keep`` differ, those kept branch more often, so
+    that as many steps are drawn.
+
     Args:
         model: The model.
         particles: Candidates.
         groups: Group of each.
         keep: Candidates kept of a group, by reward, the first of equals.
-        width: Copies of a kept one; a finished one stays single.
+        width: Branches for each place; a finished candidate stays single.
 
     Returns:
-        The copies and their groups.
+        The branches and their groups.
     """
     rewards = model.reward(particles).tolist()
     finished = list(model.finished(particles))
     new: list[Any] = []
     belongs: list[int] = []
     for group in sorted(set(groups)):
-        own = [k for k, g in enumerate(groups) if g == group]
-        for k in sorted(own, key=lambda k: -rewards[k])[:keep]:
-            copies = 1 if finished[k] else width
+        own = sorted((k for k, g in enumerate(groups) if g == group), key=lambda k: -rewards[k])
+        kept: list[int] = []
+        for k in own:
+            if len(kept) < keep and all(particles[k] != particles[j] for j in kept):
+                kept.append(k)
+        going = [k for k in kept if not finished[k]]
+        places = width * (keep - (len(kept) - len(going)))
+        for k in kept:
+            copies = 1
+            if not finished[k]:
+                copies = places // len(going) + (going.index(k) < places % len(going))
             new += [particles[k]] * copies
             belongs += [group] * copies
     return new, belongs
@@ -126,14 +137,14 @@ class _Branching(Sampler):
 class BeamSearch(_Branching):
     """Keep the best partial answers at every step, and branch each of them.
 
-    Every step draws ``n`` candidates; the ``n / width`` of largest reward are kept and branched
-    ``width`` times. Finished answers compete with the others by their reward and are not drawn
-    again. With a potential per step, whose product falls, long answers compete at a disadvantage:
-    a value suits beam search better.
+    Every step draws ``n`` candidates; of the distinct ones, the ``n / width`` of largest reward are
+    kept and branched ``width`` times (more often where there are fewer of them). Finished answers
+    compete with the others by their reward and are not drawn again. With a potential per step,
+    whose product falls, long answers compete at a disadvantage: a value suits beam search better.
 
     Args:
         n: Candidates of a step.
-        width: Branches of a kept one; a divisor of n. 1 is best-of-N.
+        width: Branches of a kept one; a divisor of n.
         weighted: False puts all weight on the best candidate; True weighs by reward, for a vote.
 
     Returns (through ``infer``):
@@ -165,7 +176,7 @@ class DVTS(_Branching):
 
     Args:
         n: Candidates of a step, over all subtrees.
-        width: Candidates of a subtree; a divisor of n.
+        width: Candidates of a subtree; a divisor of n. 1 is best-of-N.
         weighted: False puts all weight on the best subtree; True weighs the subtrees' best by
             reward, for a vote.
 

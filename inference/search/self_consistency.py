@@ -95,16 +95,15 @@ class SelfConsistency(Sampler):
         """Take one step with the answers of the batch; count votes where they are complete."""
         model, data = problem.model, problem.data
         rollout = grow(model, state["rollout"], data, rngs[0])
-        if not complete(model, rollout, data):
-            return Step({**state, "rollout": rollout}, False)
-        drawn = [*state["drawn"], *rollout["particles"]]
-        sure = self._leader(model, drawn)
-        enough = self.stop == "beta" and sure > self.threshold
-        done = enough or len(drawn) >= self.n or bool(rollout["stopped"])
-        if not done:
-            fresh = ready(model, self._batch(len(drawn)), data, rngs[0])
-            rollout = {**rollout, "t": 0, "particles": fresh["particles"]}
-        info = {"drawn": float(len(drawn)), "leader_probability": sure}
+        drawn, done = state["drawn"], False
+        if complete(model, rollout, data):
+            drawn = [*drawn, *rollout["particles"]]
+            enough = self.stop == "beta" and self._leader(model, drawn) > self.threshold
+            done = enough or len(drawn) >= self.n or bool(rollout["stopped"])
+            if not done:
+                fresh = ready(model, self._batch(len(drawn)), data, rngs[0])
+                rollout = {**rollout, "t": 0, "particles": fresh["particles"]}
+        info = {"drawn": float(len(drawn))}
         return Step({"rollout": rollout, "drawn": drawn}, done, info=info)
 
     def _leader(self, model: Any, drawn: Sequence[Any]) -> float:
