@@ -219,9 +219,9 @@ class PrefixCache:
         block = picks[0].block
         if block is None or len(block.tokens) != len(wanted) or not block.aligned:
             return None
-        for k, ((ids, _), pick) in enumerate(zip(wanted, picks, strict=True)):
-            whole = pick.block is block and pick.row == k and block.tokens[k] == ids[:-1]
-            if not whole:
+        for k, ((ids, count), pick) in enumerate(zip(wanted, picks, strict=True)):
+            here = pick.block is block and pick.row == k
+            if not here or count > 1 or block.tokens[k] != ids[:-1]:
                 return None
         block.reserve(block.filled + 1 + room)
         return block

@@ -284,14 +284,20 @@ class MarkovLM:
     def _states(self, prefixes: Sequence[Prefix]) -> Tensor:
         """States of the chain after prefixes, [n]."""
         index = self._chain.index
+        ends = [
+            p.generated[-self.order :] if p.tokens or not p.text else self._history(p)
+            for p in prefixes
+        ]
         try:
-            return torch.tensor([index[p.generated[-self.order :]] for p in prefixes]).long()
+            return torch.tensor([index[history] for history in ends], dtype=torch.long)
         except KeyError:
-            return torch.tensor([index[self._history(p)] for p in prefixes]).long()
+            for history in ends:
+                self._ids(history)
+            raise
 
     def _history(self, prefix: Prefix) -> tuple[int, ...]:
-        """The last symbols of a prefix, read from its text where it holds no tokens."""
-        return (self._ids(prefix.generated) or self.tokenize(prefix.text))[-self.order :]
+        """The last symbols of a prefix that holds no tokens, read from its text."""
+        return self.tokenize(prefix.text)[-self.order :]
 
     def _ids(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
         for token in tokens:
@@ -308,6 +314,8 @@ class MarkovLM:
             table = self._chain.log_probs[state]
             return law_log_probs(table, law, allowed_mask(law, prefixes, table.shape[-1]))
         key = (law.temperature, law.top_p)
+        if key == (1.0, 1.0):
+            return self._chain.log_probs[state]
         if key not in self._laws:
             self._laws[key] = law_log_probs(self._chain.log_probs, law)
         return self._laws[key][state]

@@ -18,10 +18,14 @@ from __future__ import annotations
 from probkit.extras import require
 
 require("pytest", extra="test").register_assert_rewrite(
-    *(f"{__name__}.{part}" for part in ("guide", "model", "sampler", "state", "statistics"))
+    *(
+        f"{__name__}.{part}"
+        for part in ("guide", "language", "model", "sampler", "state", "statistics")
+    )
 )
 
 from probkit.testing.guide import GuideConformance  # noqa: E402
+from probkit.testing.language import LanguageModelConformance  # noqa: E402
 from probkit.testing.model import ModelConformance  # noqa: E402
 from probkit.testing.sampler import SamplerConformance  # noqa: E402
 from probkit.testing.state import unchanged_globals  # noqa: E402
@@ -29,6 +33,7 @@ from probkit.testing.statistics import assert_mean, batch_means, worst_z, z_boun
 
 __all__ = [
     "GuideConformance",
+    "LanguageModelConformance",
     "ModelConformance",
     "SamplerConformance",
     "assert_mean",
