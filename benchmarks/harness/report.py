@@ -176,7 +176,7 @@ def _summary_rows(result: TimingResult) -> list[list[str]]:
         ratio = " / ".join(_number(p.median) for p in good) or pairs[0].problem
         known = [p.met for p in pairs if p.bound is not None]
         met = verdict(all(known) if known and None not in known else None)
-        where = " / ".join(_workload(p.workload) for p in good or pairs)
+        where = _varying([p.workload for p in good or pairs])
         rows.append([_heading(result), ours, peer, where, ratio, _goal(pairs[0]), met])
     return rows
 
@@ -213,6 +213,14 @@ def _footer(result: Result) -> str:
 
 def _workload(workload: dict[str, int | float | str]) -> str:
     return ", ".join(f"{key} = {value}" for key, value in workload.items()) or "-"
+
+
+def _varying(workloads: Sequence[dict[str, int | float | str]]) -> str:
+    """Name what differs between workloads, in the order of their ratios; all of a single one."""
+    if len(workloads) == 1:
+        return _workload(workloads[0])
+    keys = [k for k in workloads[0] if len({str(w.get(k)) for w in workloads}) > 1]
+    return ", ".join(f"{k} = {' / '.join(str(w.get(k, '-')) for w in workloads)}" for k in keys)
 
 
 def _seconds(value: float) -> str:

@@ -53,6 +53,17 @@ def test_all_sizes_must_meet_the_goal_for_a_yes_in_the_readme(sums: TimingResult
     assert _row(readme_table([dataclasses.replace(sums, pairs=pairs)]), "numpy")[-1] == "no"
 
 
+def test_the_short_table_names_what_differs_between_the_sizes(sums: TimingResult) -> None:
+    pairs = [p for p in sums.pairs if p.peer == "numpy"]
+    named = [dataclasses.replace(p, workload={**p.workload, "dtype": "float64"}) for p in pairs]
+    sizes = " / ".join(str(p.workload["n"]) for p in pairs)
+    assert len(pairs) > 1
+    row = _row(readme_table([dataclasses.replace(sums, pairs=named)]), "numpy")
+    assert row[3] == f"n = {sizes}"
+    row = _row(readme_table([dataclasses.replace(sums, pairs=named[:1])]), "numpy")
+    assert row[3] == f"n = {pairs[0].workload['n']}, dtype = float64"
+
+
 def test_a_quick_run_says_so(sums: TimingResult) -> None:
     assert "not for quoting" not in page([sums])
     assert "not for quoting" in page([dataclasses.replace(sums, quick=True)])
