@@ -62,7 +62,18 @@ from probkit.models.state_space import (
 )
 
 if TYPE_CHECKING:
-    from probkit.models.language import FiniteLM, OpenAILM, OracleLM
+    from probkit.models.language import (
+        FiniteLM,
+        LlamaCppLM,
+        MarkovLM,
+        OpenAILM,
+        OracleLM,
+        RecordingLM,
+        ReplayLM,
+        TransformersLM,
+        load_smollm2,
+        smollm2_path,
+    )
     from probkit.models.sbl import (
         KroneckerSparseBayes,
         RVMClassifier,
@@ -95,8 +106,10 @@ __all__ = [
     "LearningCurvePFN",
     "LightningCallback",
     "LinearGaussian",
+    "LlamaCppLM",
     "LogNormal",
     "LogWarp",
+    "MarkovLM",
     "MatchedPrior",
     "OpenAILM",
     "OptunaPruner",
@@ -108,6 +121,8 @@ __all__ = [
     "ProcessPrior",
     "RVMClassifier",
     "RVMRegressor",
+    "RecordingLM",
+    "ReplayLM",
     "SamplePaths",
     "ScaleMixture",
     "ScaleMixtureClassifier",
@@ -127,16 +142,30 @@ __all__ = [
     "SwitchingPrior",
     "TensorData",
     "TransformersCallback",
+    "TransformersLM",
     "WideEnsemble",
     "amortize",
+    "load_smollm2",
     "recommend",
     "sample_paths",
     "sliced_wasserstein",
+    "smollm2_path",
 ]
 
 _ESTIMATORS = ("KroneckerSparseBayes", "RVMClassifier", "RVMRegressor", "SparseBayesRegressor")
 #: Language models, which load on first use.
-_LANGUAGE = ("FiniteLM", "OpenAILM", "OracleLM")
+_LANGUAGE = (
+    "FiniteLM",
+    "LlamaCppLM",
+    "MarkovLM",
+    "OpenAILM",
+    "OracleLM",
+    "RecordingLM",
+    "ReplayLM",
+    "TransformersLM",
+    "load_smollm2",
+    "smollm2_path",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -24,6 +24,7 @@ from probkit.models.language.protocol import (
     Prompt,
     Usage,
 )
+from probkit.models.language.sampling import check_request
 from probkit.models.language.transcript import (
     FORMAT,
     Json,
@@ -120,6 +121,7 @@ class RecordingLM:
         rng: torch.Generator,
     ) -> list[Continuation]:
         """Continue each prefix by one step; see :class:`LanguageModel`."""
+        check_request(prefixes, stop, max_tokens, rng)
         seed = seed_of(rng)
         own = torch.Generator(device=rng.device).manual_seed(seed)
 
@@ -194,11 +196,7 @@ class ReplayLM:
         self._lock, self._meter = threading.Lock(), Meter()
         for line in lines[1:]:
             if line["call"] == "prompt":
-                value = (
-                    prompt_value(line["prompt"])
-                    if isinstance(line["prompt"], str)
-                    else tuple((role, content) for role, content in line["prompt"])
-                )
+                value = _prompt(line["prompt"])
                 tokens = tuple(line["tokens"])
                 self._prompts.setdefault(value, Prefix(value, tokens, len(tokens)))
             elif line["call"] == "vocabulary":
@@ -266,6 +264,7 @@ class ReplayLM:
         Raises:
             DataError: It was not recorded, or not so often.
         """
+        check_request(prefixes, stop, max_tokens, rng)
         seed = seed_of(rng)
         request = generate_request(prefixes, stop, max_tokens, law, base)
         return [continuation_from_json(step) for step in self._answer(request, prefixes, seed)]
@@ -300,6 +299,10 @@ class ReplayLM:
             line = waiting.pop(place)
         self._meter.add(Usage(**line["usage"]))
         return line["answer"]
+
+
+def _prompt(value: str | list[list[str]]) -> str | tuple[tuple[str, str], ...]:
+    return value if isinstance(value, str) else tuple((role, text) for role, text in value)
 
 
 def _short(text: str) -> str:
