@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from probkit.models.language.transformers_lm import TransformersLM
 
-__all__ = ["SMOLLM2", "Weights", "check_weights", "load_smollm2", "smollm2_path"]
+__all__ = ["SMOLLM2", "Weights", "check_weights", "load_smollm2", "smollm2_path", "weights_path"]
 
 
 @dataclass(frozen=True)
@@ -61,17 +61,25 @@ _END_OF_TEXT = 0
 """Token that ends raw text; the model's configuration names the one that ends a message."""
 
 
-def smollm2_path() -> Path | None:
-    """Return where the installed weights of SmolLM2 lie; None where they are absent."""
-    spec = importlib.util.find_spec(SMOLLM2.module)
+def weights_path(weights: Weights) -> Path | None:
+    """Return where installed weights lie; None where they are absent."""
+    spec = importlib.util.find_spec(weights.module)
     for folder in (spec and spec.submodule_search_locations) or ():
-        path = Path(folder) / SMOLLM2.file
+        path = Path(folder) / weights.file
         if path.is_file():
             return path
     return None
 
 
-def check_weights(path: Path, weights: Weights = SMOLLM2) -> Path:
+def smollm2_path() -> Path | None:
+    """Return where the installed weights of SmolLM2 lie; None where they are absent.
+
+    ``probkit fetch smollm2`` installs them.
+    """
+    return weights_path(SMOLLM2)
+
+
+def check_weights(path: Path, weights: Weights) -> Path:
     """Check size and sha256 of a file of weights, and return its path.
 
     Raises:
@@ -118,4 +126,6 @@ def load_smollm2(
         raise MissingExtraError(
             "the weights of SmolLM2 are not installed: run probkit fetch smollm2"
         )
-    return TransformersLM(check_weights(path), device=device, dtype=dtype, end=(_END_OF_TEXT,))
+    return TransformersLM(
+        check_weights(path, SMOLLM2), device=device, dtype=dtype, end=(_END_OF_TEXT,)
+    )

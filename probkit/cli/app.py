@@ -94,6 +94,37 @@ def demo(
     raise typer.Exit(_run(views, out, full=full, seed=seed))
 
 
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="What to install: smollm2.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Install the weights of a language model, and check them."""
+    from probkit.cli.fetch import FETCHED, install, installed, promise
+
+    if name not in FETCHED:
+        expected = ", ".join(FETCHED)
+        raise typer.BadParameter(f"expected one of {expected}, got {name!r}", param_hint="NAME")
+    weights = FETCHED[name]()
+    console = _console()
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, soft_wrap=True)
+
+    path = installed(weights)
+    if path is not None:
+        say(f"{weights.title} is installed and intact: {path}")
+        return
+    say(promise(weights))
+    if not yes and not typer.confirm("Install it?"):
+        raise typer.Exit(1)
+    try:
+        say(f"{weights.title} is installed, its sha256 is right: {install(weights)}")
+    except DataError as error:
+        say(str(error))
+        raise typer.Exit(1) from None
+
+
 def _registry() -> Registry:
     from probkit.demo import discover
 
