@@ -130,7 +130,7 @@ def evidence_z(post, log_evidence: float) -> float:
 
 
 def posterior_z(post, truth, least: float = 0.1) -> float:
-    """Largest |z| of the unbiased estimates Zhat sum_i w_i 1{answer} / Z of all probable answers."""
+    """Largest |z| of the unbiased estimates Zhat sum_i w_i 1{answer} / Z of probable answers."""
     ratio = (post.log_evidence.value - truth.log_evidence).exp()
     worst = 0.0
     for key, expected in truth.law.items():
