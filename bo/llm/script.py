@@ -105,6 +105,8 @@ class GPScript:
         self.adversarial, self.lengthscale, self.noise = adversarial, lengthscale, noise
         self._serialiser = Serialiser(space, warp=warp, anonymous=anonymous)
         self._fitted = lru_cache(maxsize=64)(self._fit)
+        self._predicted = lru_cache(maxsize=1024)(self._prediction)
+        self._chances = lru_cache(maxsize=1024)(self._chance)
 
     # ------------------------------------------------------------------ answers
 
@@ -156,12 +158,18 @@ class GPScript:
 
     def prediction(self, prompt: str) -> tuple[float, float]:
         """Return mean and standard deviation of the score that a prompt asks for."""
+        return self._predicted(prompt)
+
+    def chance(self, prompt: str) -> float:
+        """Return the probability of label 1 that a prompt asks for."""
+        return self._chances(prompt)
+
+    def _prediction(self, prompt: str) -> tuple[float, float]:
         rows, scores, query = self._examples(prompt)
         mean, sd = self._predict(rows, scores, [query])
         return float(mean[0]), float(sd[0])
 
-    def chance(self, prompt: str) -> float:
-        """Return the probability of label 1 that a prompt asks for."""
+    def _chance(self, prompt: str) -> float:
         rows, labels, query = self._examples(prompt)
         if self.truth is None:
             mean, _ = self._predict(rows, labels, [query])
@@ -169,7 +177,11 @@ class GPScript:
         sign = 1.0 if self.direction == "max" else -1.0
         good = [sign * self.truth(r) for r, one in zip(rows, labels, strict=True) if one]
         gain = (sign * self.truth(query) - min(good)) / self.sd if good else 0.0
-        p = float(torch.special.ndtr(torch.tensor(-gain if self.adversarial else gain).double()))
+        p = float(
+            torch.special.ndtr(
+                torch.tensor(-gain if self.adversarial else gain, dtype=torch.float64)
+            )
+        )
         return min(max(p, 0.01), 0.99)
 
     # ------------------------------------------------------------------ reading prompts

@@ -337,7 +337,9 @@ class LLMModel(Model):
         best = float(seen.max() if larger else seen.min()) if best_f is None else best_f
         if self.spec.mode == "logprob":
             return DiscreteExpectedImprovement(self, best, maximize=larger)
-        return LogExpectedImprovement(self, best, maximize=larger)
+        # As a tensor: BoTorch reads a number in single precision.
+        exact = torch.tensor(best, dtype=torch.float64)
+        return LogExpectedImprovement(self, exact, maximize=larger)
 
     def condition_on_observations(self, X: Tensor, Y: Tensor, **kwargs: Any) -> LLMModel:
         """Return the model shown further observations.

@@ -72,7 +72,8 @@ class OracleLM:
 
     An answer is drawn whole from the script, then cut at a stop string or the number of tokens. The
     script decides what is random; temperature and nucleus are taken and not used, as by servers
-    that ignore them, and there are no log probabilities. Tokens are characters.
+    that ignore them, but for temperature 0, which always gives the same answer. There are no log
+    probabilities. Tokens are characters.
 
     Args:
         script: Answers prompts: a :class:`Script`, or a function ``(prompt, rng) -> text``.
@@ -173,14 +174,12 @@ class OracleLM:
         """Answer each prefix; see :class:`LanguageModel`.
 
         Raises:
-            CapabilityError: ``law.allowed`` is given, or a prefix holds a partial answer.
+            CapabilityError: ``law.allowed`` is given.
         """
         begun = time.perf_counter()
         check_request(prefixes, stop, max_tokens, rng)
         if law.allowed is not None:
             raise CapabilityError("OracleLM has no logits, which Law.allowed needs; use MarkovLM")
-        if any(prefix.text for prefix in prefixes):
-            raise CapabilityError("OracleLM answers prompts, it does not continue partial answers")
         seed, asked, steps = seed_of(rng), set[object](), []
         for k, prefix in enumerate(prefixes):
             length = 0 if prefix.prompt in asked else len(_text(prefix.prompt))
@@ -189,7 +188,8 @@ class OracleLM:
             if self.budget is not None and self.budget.spent(self._usage, planned) is not None:
                 steps.append(Continuation((), "", math.nan, math.nan, "budget", 0))
                 continue
-            step = self._one(prefix, stop, max_tokens, stream(seed, k))
+            own = stream(0) if law.temperature == 0.0 else stream(seed, k)
+            step = self._one(prefix, stop, max_tokens, own)
             failed = int(step.reason == "failed")
             self._usage += Usage(length, 0, step.n_tokens, 1, failures=failed)
             steps.append(step)
@@ -223,11 +223,11 @@ class OracleLM:
         elif fault == "malformed":
             text = MALFORMED[int(torch.randint(len(MALFORMED), (), generator=rng))]
         else:
-            text = self._answer(_text(prefix.prompt), rng)
+            text = self._answer(_text(prefix.prompt) + prefix.text, rng)
         if fault == "out_of_range":
             text = _NUMBER.sub(lambda found: f"{1000 * float(found[0]) + 1007:g}", text)
         text, reason = _cut(text, stop, max_tokens)
-        return Continuation((), text, math.nan, math.nan, reason, len(text))
+        return Continuation((), text, math.nan, math.nan, reason, len(text) + (reason == "end"))
 
     def _fault(self, u: float) -> str | None:
         """Which fault, if any, a uniform number stands for."""
@@ -255,7 +255,7 @@ def _cut(text: str, stop: Sequence[str], most: int) -> tuple[str, Reason]:
     ends = [text.find(s) + len(s) for s in stop if s in text]
     if ends and min(ends) <= most:
         return text[: min(ends)], "stop"
-    return (text, "end") if len(text) <= most else (text[:most], "length")
+    return (text, "end") if len(text) < most else (text[:most], "length")
 
 
 class _Answers:
@@ -454,7 +454,7 @@ class FiniteLM:
         begun = time.perf_counter()
         if len(prefixes) != len(steps):
             raise ShapeError(
-                f"score: expected one step a prefix, got {len(prefixes)} prefixes and "
+                f"score: expected one step for each prefix, got {len(prefixes)} prefixes and "
                 f"{len(steps)} steps"
             )
         total = torch.zeros(len(steps), dtype=torch.float64)
