@@ -511,7 +511,8 @@ class OpenAILM:
         after = before + len(step.text.encode())
         ask = Ask(f"{prefix.prompt}{prefix.text}{step.text}", logprobs=1, extra={"echo": True})
         answer = await self._client.answer(endpoint, profile.model, ask, until)
-        place, found = 0, []
+        place = 0
+        found: list[float] = []
         for piece in answer.pieces:
             if place == before or (found and place < after):
                 found.append(piece.log_prob)

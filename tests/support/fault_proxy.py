@@ -119,7 +119,7 @@ class FaultProxy(HttpServer):
         wrong = [
             {"choices": []},
             {"choices": [{"text": 7, "finish_reason": "stop"}]},
-            {"choices": [{"text": "a", "message": {"content": ["a"]}, "finish_reason": "length"}]},
+            {"choices": [{"text": ["a"], "message": {"content": ["a"]}, "finish_reason": "stop"}]},
             {"choices": [{"text": "a", "finish_reason": "nonsense"}]},
             {"choices": [{"text": "a", "finish_reason": "length", "logprobs": {"tokens": ["a"]}}]},
             {"error": {"message": "overloaded"}},

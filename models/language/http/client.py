@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Callable, Coroutine, Mapping
@@ -14,12 +13,13 @@ from probkit.errors import DataError
 from probkit.models.language.chat import messages_of
 from probkit.models.language.http.ledger import Ledger, Plan, PromptEstimate
 from probkit.models.language.http.loop import BackgroundLoop
-from probkit.models.language.http.probe import Probe, useless
+from probkit.models.language.http.probe import Probe, is_ids, useless
 from probkit.models.language.http.profile import Endpoint, ServerProfile
 from probkit.models.language.http.requests import Ask, body_of, size_of
 from probkit.models.language.http.retry import Retries
 from probkit.models.language.http.schema import (
     Answer,
+    MalformedError,
     parse_chat,
     parse_completion,
     parse_llama,
@@ -28,7 +28,6 @@ from probkit.models.language.http.secret import Secret
 from probkit.models.language.http.steps import strip_prefill
 from probkit.models.language.http.transport import (
     Call,
-    FailedError,
     RefusedError,
     Transport,
 )
@@ -153,6 +152,11 @@ class Client:
             answer = _PARSERS[endpoint.way](content)
             if endpoint.repeats_prefill and ask.partial:
                 answer = strip_prefill(answer, ask.partial)
+            if endpoint.way != "llama.cpp" and answer.text:
+                if endpoint.token_ids and not answer.ids:
+                    raise MalformedError("an answer without its token ids")
+                if endpoint.logprobs and ask.logprobs is not None and not answer.pieces:
+                    raise MalformedError("an answer without its log probabilities")
             return answer
 
         def count(answer: Answer) -> Usage:
@@ -218,11 +222,9 @@ class Client:
             FailedError: The server does not tell.
         """
         if token not in self._token_texts:
-            value = await self._post("detokenize", {"tokens": [token]})
-            text = value.get("content")
-            if not isinstance(text, str):
-                raise FailedError("/detokenize without text")
-            self._token_texts[token] = text
+            body = {"tokens": [token]}
+            value = await self._post("detokenize", body, lambda v: type(v.get("content")) is str)
+            self._token_texts[token] = value["content"]
         return self._token_texts[token]
 
     async def _tokenized(
@@ -236,24 +238,19 @@ class Client:
                 {"model": model, "messages": messages, "add_generation_prompt": True}
             )
         if not isinstance(prompt, str):
-            value = await self._post("apply-template", {"messages": messages_of(prompt)})
-            prompt = value.get("prompt", "")
-            if not isinstance(prompt, str) or not prompt:
-                raise FailedError("/apply-template without a prompt")
+            body = {"messages": messages_of(prompt)}
+            value = await self._post("apply-template", body, lambda v: bool(v.get("prompt")))
+            prompt = str(value["prompt"])
         return await self._tokens({"content": prompt, "add_special": True, "parse_special": True})
 
     async def _tokens(self, body: Mapping[str, Any]) -> tuple[int, ...]:
-        ids = (await self._post("tokenize", body)).get("tokens")
-        if not isinstance(ids, list) or not all(isinstance(k, int) and k >= 0 for k in ids):
-            raise FailedError("/tokenize without token ids")
-        return tuple(ids)
+        value = await self._post("tokenize", body, lambda v: is_ids(v.get("tokens")))
+        return tuple(value["tokens"])
 
-    async def _post(self, name: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        reply = await self.open.ask("POST", f"{self.root}/{name}", body)
-        value = json.loads(reply.body)
-        if not isinstance(value, dict):
-            raise FailedError(f"/{name} answered something else than an object")
-        return value
+    async def _post(
+        self, name: str, body: Mapping[str, Any], valid: Callable[[dict[str, Any]], bool]
+    ) -> dict[str, Any]:
+        return await self.open.ask("POST", f"{self.root}/{name}", body, valid=valid)
 
 
 _PARSERS = {

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from probkit.errors import DataError
 from probkit.models.language.http.ledger import OverBudgetError
 from probkit.models.language.http.profile import Endpoint, ServerProfile
 from probkit.models.language.http.requests import Ask
 from probkit.models.language.http.schema import Answer
-from probkit.models.language.http.transport import FailedError, RefusedError, Reply
+from probkit.models.language.http.transport import FailedError, RefusedError
 
-__all__ = ["Probe", "useless"]
+__all__ = ["Probe", "is_ids", "useless"]
 
 Asker = Callable[[Endpoint, Ask], Awaitable[Answer]]
-Getter = Callable[[str, str, Mapping[str, Any] | None], Awaitable[Reply]]
+
+
+class Getter(Protocol):
+    """Sends a request that costs nothing; see :meth:`Transport.ask`."""
+
+    def __call__(
+        self,
+        method: str,
+        url: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        valid: Callable[[dict[str, Any]], bool],
+    ) -> Awaitable[dict[str, Any]]: ...
+
 
 _TEXT = "Numbers: one two three four five six"
 _SHORT = "a"
@@ -50,7 +62,7 @@ class Probe:
     ) -> None:
         self.api, self.root, self.variable = api, root, variable
         self.model = model
-        self._ask_raw, self._get_raw = ask, get
+        self._ask_raw, self._get = ask, get
         self._notes: list[str] = []
 
     async def run(self, routes: tuple[str, ...]) -> ServerProfile:
@@ -75,8 +87,8 @@ class Probe:
             raw = chat = None
             end_token = -1
             if server == "llama.cpp":
-                context = await self._llama_context() or context
-                end_token = await self._llama_end()
+                told, end_token = await self._llama_facts()
+                context = told or context
                 raw = chat = await self._llama(refusals)
                 if raw is None:
                     server = "llama.cpp behind another path"
@@ -106,11 +118,16 @@ class Probe:
     async def _models(self) -> tuple[tuple[str, ...], int | None]:
         """Names of the models, and the context of ours."""
         try:
-            value = await self._get("GET", f"{self.api}/models")
+            url = f"{self.api}/models"
+            value = await self._get("GET", url, valid=lambda v: bool(v.get("data")))
         except RefusedError as error:
             if error.status in (401, 403):
                 raise
             return (), None
+        except FailedError:
+            if self.model is None:
+                raise
+            return (), None  # the next request tells whether anything answers
         data = value.get("data")
         rows = [row for row in data if isinstance(row, dict)] if isinstance(data, list) else []
         names = tuple(str(row["id"]) for row in rows if "id" in row)
@@ -119,16 +136,22 @@ class Probe:
         return names, length if isinstance(length, int) and length > 0 else None
 
     async def _server(self) -> str:
+        if await self._props() is not None:
+            return "llama.cpp"
+        url = f"{self.root}/version"
         try:
-            if "default_generation_settings" in await self._get("GET", f"{self.root}/props"):
-                return "llama.cpp"
-        except FailedError:
-            pass
-        try:
-            version = (await self._get("GET", f"{self.root}/version")).get("version")
-            return f"version {version}" if isinstance(version, str) else "OpenAI-compatible"
+            value = await self._get("GET", url, valid=lambda v: isinstance(v.get("version"), str))
         except FailedError:
             return "OpenAI-compatible"
+        return f"version {value['version']}"
+
+    async def _props(self) -> dict[str, Any] | None:
+        """Properties of a llama.cpp server; None for others."""
+        url, name = f"{self.root}/props", "default_generation_settings"
+        try:
+            return await self._get("GET", url, valid=lambda v: isinstance(v.get(name), dict))
+        except FailedError:
+            return None
 
     def _chosen(self, names: tuple[str, ...]) -> str:
         if self.model is not None:
@@ -146,19 +169,17 @@ class Probe:
 
     # ---------------------------------------------------------------- llama.cpp
 
-    async def _llama_context(self) -> int | None:
-        settings = (await self._get("GET", f"{self.root}/props"))["default_generation_settings"]
-        length = settings.get("n_ctx") if isinstance(settings, dict) else None
-        return length if isinstance(length, int) and length > 0 else None
-
-    async def _llama_end(self) -> int:
-        """Id of the end of the sequence."""
-        text = (await self._get("GET", f"{self.root}/props")).get("eos_token")
-        if not isinstance(text, str) or not text:
-            return -1
-        body = {"content": text, "parse_special": True, "add_special": False}
-        ids = (await self._get("POST", f"{self.root}/tokenize", body)).get("tokens")
-        return ids[0] if isinstance(ids, list) and len(ids) == 1 else -1
+    async def _llama_facts(self) -> tuple[int | None, int]:
+        """Length of the context, and id of the end of the sequence."""
+        props = await self._props() or {}
+        length = props.get("default_generation_settings", {}).get("n_ctx")
+        end, ids = props.get("eos_token"), None
+        if isinstance(end, str) and end:
+            ids = await self._tokens({"content": end, "parse_special": True, "add_special": False})
+        return (
+            length if isinstance(length, int) and length > 0 else None,
+            ids[0] if ids is not None and len(ids) == 1 else -1,
+        )
 
     async def _llama(self, refusals: list[RefusedError]) -> Endpoint | None:
         """llama.cpp's own endpoint, which takes and tells token ids."""
@@ -210,12 +231,8 @@ class Probe:
         )
         if answer is None or not answer.ids or not answer.pieces:
             return end
-        try:
-            body = {"model": self.model, "prompt": _TEXT}
-            ids = (await self._get("POST", f"{self.root}/tokenize", body)).get("tokens")
-        except FailedError:
-            return end
-        if not isinstance(ids, list) or not all(isinstance(k, int) for k in ids):
+        ids = await self._tokens({"model": self.model, "prompt": _TEXT})
+        if ids is None:
             return end
         again = await self._try(
             end, Ask(tuple(ids), max_tokens=4, temperature=0.0, logprobs=1, extra=wanted)
@@ -244,11 +261,7 @@ class Probe:
             return None
         messages = [{"role": role, "content": text} for role, text in _CHAT]
         body = {"model": self.model, "messages": messages, "add_generation_prompt": True}
-        try:
-            ids = (await self._get("POST", f"{self.root}/tokenize", body)).get("tokens")
-        except FailedError:
-            return None
-        return raw if isinstance(ids, list) and ids else None
+        return None if await self._tokens(body) is None else raw
 
     async def _chat(self, refusals: list[RefusedError]) -> Endpoint | None:
         end = Endpoint("chat")
@@ -375,14 +388,23 @@ class Probe:
             self._notes.append(f"a feature could not be probed: {error}")
             return None
 
-    async def _get(
-        self, method: str, url: str, body: Mapping[str, Any] | None = None
-    ) -> dict[str, Any]:
-        reply = await self._get_raw(method, url, body)
-        value = json.loads(reply.body)
-        if not isinstance(value, dict):
-            raise FailedError(f"{url} answered something else than an object")
-        return value
+    async def _tokens(self, body: Mapping[str, Any]) -> list[int] | None:
+        """Ask for the tokens of a text; None where the server does not tell."""
+        url = f"{self.root}/tokenize"
+        try:
+            value = await self._get("POST", url, body, valid=lambda v: is_ids(v.get("tokens")))
+        except FailedError:
+            return None
+        return list(value["tokens"])
+
+
+def is_ids(value: object) -> bool:
+    """Tell whether something is a list of token ids, at least one."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(k, int) and not isinstance(k, bool) and k >= 0 for k in value)
+    )
 
 
 def useless(

@@ -18,7 +18,7 @@ from probkit.errors import DataError
 from probkit.extras import require
 from probkit.models.language.http.ledger import Ledger, Plan
 from probkit.models.language.http.retry import Retries, retry_after
-from probkit.models.language.http.schema import MalformedError
+from probkit.models.language.http.schema import MalformedError, read_json
 from probkit.models.language.http.secret import Secret
 from probkit.models.language.protocol import Usage
 
@@ -146,27 +146,35 @@ class Transport:
         """Close all connections."""
         await self._client.aclose()
 
-    async def ask(self, method: str, url: str, body: Mapping[str, Any] | None = None) -> Reply:
-        """Send a request that generates nothing and costs nothing.
+    async def ask(
+        self,
+        method: str,
+        url: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        valid: Callable[[dict[str, Any]], bool],
+    ) -> dict[str, Any]:
+        """Send a request that generates nothing and costs nothing; returns its JSON.
+
+        Args:
+            method: Of HTTP.
+            url: Whole address.
+            body: Sent as JSON.
+            valid: Tells whether an answer is one.
 
         Raises:
             RefusedError: The server will never answer it.
-            FailedError: No answer, however often it was sent.
+            FailedError: No valid answer, however often it was sent.
         """
-
-        def usable(reply: Reply) -> Reply:
-            try:
-                json.loads(reply.body)
-            except (ValueError, RecursionError):
-                raise MalformedError("the body is no JSON") from None
-            return reply
-
         repeat = 0
         while True:
             try:
                 async with self._slots:
                     await self._cool()
-                    return usable(await self._once(method, url, body))
+                    value = read_json((await self._once(method, url, body)).body)
+                if not valid(value):
+                    raise MalformedError("the answer of another request")
+                return value
             except (MalformedError, _LostError) as problem:
                 repeat = await self._before_repeat(repeat, problem)
 

@@ -161,7 +161,7 @@ def test_log_q_is_the_chains_own(served, name):
 @pytest.mark.parametrize(("name", "temperature"), [("completions", 1.0), ("repeat", 0.5)])
 def test_texts_follow_the_law(served, name, temperature):
     """Chi-square of the next symbol against the chain, 4 standard deviations."""
-    lm, exact, n = served(name)[1], chain(), 150
+    lm, exact, n = served(name)[1], chain(), 100
     law = Law(temperature=temperature)
     steps = lm.generate([after("x|", "ab")] * n, max_tokens=1, law=law, rng=stream(5))
     known = Prefix("|", exact.tokenize("ab"), 0, "ab")
