@@ -66,15 +66,12 @@ def cell(lm: Any, seed: int) -> dict[str, Any]:
     return found
 
 
-def fill(room: Callable[[], bool]) -> None:
-    """Compute the missing cells while there is room."""
-    from probkit.models.language import load_smollm2
-
+def fill(load: Callable[[], Any], room: Callable[[], bool]) -> None:
+    """Compute the missing cells while there is room; ``load`` returns the language model."""
     todo = [seed for seed in range(SEEDS) if not path_of(TABLE, f"{seed:02d}").exists()]
-    lm = load_smollm2() if todo else None
     for seed in todo:
         if not room():
             break
         begun = time.perf_counter()
-        save(TABLE, f"{seed:02d}", cell(lm, seed))
+        save(TABLE, f"{seed:02d}", cell(load(), seed))
         print(f"{TABLE} {seed}: {time.perf_counter() - begun:.0f} s", flush=True)

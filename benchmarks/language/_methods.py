@@ -6,12 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["GUIDED", "Outcome", "independent", "run"]
+__all__ = ["Outcome", "independent", "run"]
 
 Parser = Callable[[str], Any]
-
-#: Methods that look at the potential on the way; the others share one set of answers.
-GUIDED = ("PF", "PG", "beam", "DVTS")
 
 
 class Outcome(NamedTuple):
@@ -65,7 +62,7 @@ def _infer(model: Any, prompt: str, sampler: Any, seed: int) -> tuple[Any, int]:
 def run(
     model: Any, prompt: str, parse: Parser, truth: Any, method: str, n: int, seed: int
 ) -> Outcome:
-    """Run one method once; its answer is the mode of the answer posterior."""
+    """Run one method that looks at the potential on the way; it answers its posterior's mode."""
     import probkit as pk
     from probkit.models.language.answers import answer_posterior
 

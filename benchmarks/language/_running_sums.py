@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.language._cells import path_of, save
-from benchmarks.language._methods import GUIDED, independent, run
+from benchmarks.language._methods import independent, run
 from benchmarks.language._sums import END, Sum, line_is_right, problems, prompt_of
 
 __all__ = ["COUNT", "SIZES", "TABLE", "cell", "fill"]
@@ -16,7 +16,8 @@ TABLE = "sums"
 COUNT = 40
 SIZES = (1, 4, 16)
 _RIGHT, _WRONG, _TEMPERATURE = 0.98, 0.02, 0.8
-_TOKENS = 16  # of a line
+_TOKENS = 12  # of a line
+_GUIDED = ("PF", "PG", "beam")
 
 
 def _model(lm: Any, one: Sum) -> Any:
@@ -44,7 +45,7 @@ def cell(lm: Any, one: Sum, seed: int) -> dict[str, Any]:
     outcomes = [
         one_of("greedy", 1),
         *independent(model, prompt, whole, one.total, SIZES, seed),
-        *(one_of(method, n) for n in SIZES[1:] for method in GUIDED),
+        *(one_of(method, n) for n in SIZES[1:] for method in _GUIDED),
     ]
     return {
         "terms": list(one.terms),
@@ -53,17 +54,14 @@ def cell(lm: Any, one: Sum, seed: int) -> dict[str, Any]:
     }
 
 
-def fill(room: Callable[[], bool]) -> None:
-    """Compute the missing cells while there is room."""
-    from probkit.models.language import load_smollm2
-
+def fill(load: Callable[[], Any], room: Callable[[], bool]) -> None:
+    """Compute the missing cells while there is room; ``load`` returns the language model."""
     todo: Sequence[tuple[int, Sum]] = [
         (k, one) for k, one in enumerate(problems(COUNT)) if not path_of(TABLE, f"{k:03d}").exists()
     ]
-    lm = load_smollm2() if todo else None
     for k, one in todo:
         if not room():
             break
         begun = time.perf_counter()
-        save(TABLE, f"{k:03d}", cell(lm, one, seed=k))
+        save(TABLE, f"{k:03d}", cell(load(), one, seed=k))
         print(f"{TABLE} {k}: {time.perf_counter() - begun:.0f} s", flush=True)
