@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from probkit.models.slates import metrics, off_policy
+from probkit.models.slates.draws import (
+    ParameterDraws,
+    draw_parameters,
+    plug_in_parameters,
+)
 from probkit.models.slates.guide import SlateMeanField
 from probkit.models.slates.log import SlateLog
 from probkit.models.slates.loops import LoopResult, Refit, closed_loop, newcomer_loop
 from probkit.models.slates.memory import fit_bytes
 from probkit.models.slates.model import SlateGRU
 from probkit.models.slates.online import carried_model, update_posterior
-from probkit.models.slates.parameter_draws import (
-    ParameterDraws,
-    draw_parameters,
-    plug_in_parameters,
-)
 from probkit.models.slates.policies import (
     EpsilonGreedy,
     Greedy,

@@ -43,9 +43,7 @@ def pyro_program(model: SlateGRU) -> Callable[..., dict[str, Tensor]]:
         for name, law in model.laws(log).items():
             values[name] = pyro.sample(name, _prior(law))
         mean, spread = model.item_moments(values)
-        shape = (model.n_items, model.dim)
-        table = dist.Normal(mean.expand(shape), spread.expand(shape))
-        values["items"] = pyro.sample("items", table.to_event(2))
+        values["items"] = pyro.sample("items", dist.Normal(mean, spread).to_event(2))
         if model.carried is not None:
             pyro.factor("carried", model.carried.log_factor(values["items"]))
         total = len(log) if users is None else users

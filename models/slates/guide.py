@@ -1,4 +1,4 @@
-"""Mean-field guide of the slate model, with its evidence lower bound in its fastest form."""
+"""Guide of the slate model, with its evidence lower bound in its fastest form."""
 
 from __future__ import annotations
 
@@ -28,6 +28,13 @@ from probkit.models.slates.batch_plan import (
 )
 from probkit.models.slates.choices import Choices, Likelihood
 from probkit.models.slates.ids import FIRST_ITEM
+from probkit.models.slates.item_law import (
+    UNKNOWN,
+    GroupMoments,
+    conditional_moments,
+    draw_items,
+    marginal_moments,
+)
 from probkit.models.slates.noise import row_noise
 from probkit.models.slates.scoring import catalogue_log_prob, choice_log_prob
 from probkit.models.slates.transitions import unroll
@@ -36,13 +43,14 @@ from probkit.tree import map_tensors
 
 if TYPE_CHECKING:
     from probkit.models.slates.log import SlateLog
-    from probkit.models.slates.model import SlateGRU
+    from probkit.models.slates.model import Carried, SlateGRU
 
 __all__ = ["BoundTerms", "SlateMeanField"]
 
 _LOG_2PI = math.log(2 * math.pi)
 _MANY_ITEMS = 20_000
 _USER_NOISE = 0x5EED  # keeps the noise of users apart from that of items
+_SHARP, _WIDE = 0.3, 2.0  # r over kappa at the start of a fit, and of items that join one later
 
 
 class BoundTerms(NamedTuple):
@@ -69,7 +77,12 @@ class BoundTerms(NamedTuple):
 @storable
 @dataclass(frozen=True, eq=False)
 class SlateMeanField(Guide):
-    """Independent normals in the unconstrained space, log-normal for the spread of a group.
+    """Independent normals in the unconstrained space, and items that follow their groups.
+
+    The spread of a group is log-normal. An item's vector is normal *given its group*: the prior
+    times a normal factor of its own, which stands for the item's clicks
+    (:mod:`probkit.models.slates.item_law`). Items that nobody saw keep their prior: they are
+    uncertain by all that is not known of their group, and tell nothing of it.
 
     All divergences are in closed form (that of the items given a draw of their groups), and the
     items a step does not need are not touched.
@@ -89,13 +102,14 @@ class SlateMeanField(Guide):
         users: "amortised": the law of a user's first state is a function of the items clicked at
             training steps (:func:`~probkit.models.slates.amortise.amortised_moments`), and new
             users need no fit; or "table", a mean and a scale for each user.
-        init_scale: Standard deviations to start from.
+        init_scale: Standard deviations to start from; items start near their prior.
         pseudo_clicks: See :func:`~probkit.models.slates.amortise.amortised_moments`.
         divergence: How the items' divergence is found in a minibatch. "all": all items, for small
             tables. "uniform": those of a uniform subset of ``subset`` items, times I / subset.
             "inclusion": those in the batch, each over the probability of being in a batch, and of
-            the items that nobody saw a uniform subset. None: "all" up to 20,000 items, else
-            "inclusion", or "uniform" where batches come from a Loader or several processes.
+            the items that only drawn slates or an earlier log show a uniform subset. None: "all" up
+            to 20,000 items, else "inclusion", or "uniform" where batches come from a Loader or
+            several processes.
         subset: Items of the uniform subset.
         freeze: Sites whose parameters stay as they are.
         start: Parameters to start from, for the sites that it names.
@@ -137,8 +151,8 @@ class SlateMeanField(Guide):
     def init(self, model: SlateGRU, data: SlateLog, *, rng: Rng) -> Params:
         """Return {site: {"loc", "log_scale"}}, and what amortises users.
 
-        Under "inclusion" divergences ``exposure`` holds how many users touch each item and which
-        items nobody does.
+        Those of "items" are t and log r of each item's factor. Under "inclusion" divergences
+        ``exposure`` holds how many users touch each item, and the other items that count.
         """
         generator = stream(rng, "guide", device=data.device)
         sites = model.sites(data)
@@ -151,14 +165,22 @@ class SlateMeanField(Guide):
             params[name] = {"loc": free, "log_scale": torch.full_like(free, scale)}
         if "user_init" in sites:
             params["user_init"] = self._user_params(model, sites, params["user_init"])
-        if self._divergence(model) == "inclusion" and not isinstance(model, Sized):
-            counts = users_of_items(model, data)
-            unseen = (counts == 0).nonzero()[:, 0]
-            params["exposure"] = {"users": counts.int(), "unseen": unseen}
+        noise = params["items"]["loc"]
+        params["items"] = _fresh_items(model, params, noise, _SHARP)
         for name, given in (self.start or {}).items():
             if name in params and name != "exposure":
                 _check_start(name, params[name], given)
                 params[name] = map_tensors(lambda t: t.to(data.device), given)
+        if not isinstance(model, Sized):
+            counts = users_of_items(model, data)
+            if "items" not in self.freeze:
+                known = _known_items(model, counts)
+                joining = _fresh_items(model, params, noise, _WIDE)
+                params["items"] = _with_unknown(params["items"], joining, known)
+            if self._divergence(model) == "inclusion":
+                told = (params["items"]["log_scale"] < UNKNOWN - 1).any(1)
+                others = (told & (counts == 0)).nonzero()[:, 0]
+                params["exposure"] = {"users": counts.int(), "unseen": others}
         return params
 
     def _user_params(self, model: SlateGRU, sites: Any, table: dict[str, Tensor]) -> Any:
@@ -259,7 +281,10 @@ class SlateMeanField(Guide):
         plan: BatchPlan,
         rng: torch.Generator,
     ) -> tuple[Tensor, Tensor]:
-        """The items in the batch over their probability of being there, and some of the others."""
+        """The items in the batch over their probability of being there, and some of the others.
+
+        Items of which nothing is known have a divergence of zero and are left out.
+        """
         seen = surely_touched(model, plan)
         size = len(batch.data)
         units = round(batch.scale * size)
@@ -313,11 +338,17 @@ class SlateMeanField(Guide):
             rows = torch.arange(model.n_items, device=loc.device)
         elif "rows" not in items:
             loc, log_scale = loc.index_select(0, rows), log_scale.index_select(0, rows)
-        noise = row_noise(seed, rows, model.dim, dtype=loc.dtype)
-        vectors = loc + log_scale.exp() * noise
+        groups = model.group_moments(values, rows)
+        vectors, divergence_of_items = draw_items(loc, log_scale, groups, plan.weight, seed, rows)
+        if model.carried is not None:
+            moments = conditional_moments(loc, log_scale, *_of_rows(groups))
+            divergence_of_items = divergence_of_items - _carried_factor(
+                model.carried, rows, *moments, plan.weight
+            )
         places = Places(plan.rows, model.n_items)
         clicked = places(plan.clicks)
-        start, users = self._draw_users(params, model, batch, plan, _taken(loc, clicked), seed)
+        centres = self._centres(params, model, plan, loc, log_scale, clicked)
+        start, users = self._draw_users(params, model, batch, plan, centres, seed)
         read = unroll(model.transition, values, _taken(vectors, clicked), plan.moves, start).read
         terms = [
             _log_likelihood(model, values, kind, choices, vectors, places, read).sum()
@@ -326,7 +357,7 @@ class SlateMeanField(Guide):
         return BoundTerms(
             torch.stack([read.sum() * 0, *terms]).sum(),
             users,
-            _item_divergence(model, values, rows, loc, log_scale, plan.weight),
+            divergence_of_items,
             divergence,
         )
 
@@ -337,6 +368,51 @@ class SlateMeanField(Guide):
             name: map_tensors(Tensor.detach, own) if name in self.freeze else own
             for name, own in params.items()
         }
+
+    def _centres(
+        self,
+        params: Params,
+        model: SlateGRU,
+        plan: BatchPlan,
+        loc: Tensor,
+        log_scale: Tensor,
+        clicked: Tensor,
+    ) -> Tensor:
+        """Centres [user, step, dim] of the items clicked, at the places ``clicked`` of the rows."""
+        if model.user_init == "zero" or self.users == "table":
+            return loc.new_zeros(*clicked.shape, model.dim)  # Nobody asks.
+        centre = self.group_centres(params, model)
+        groups = model.group_moments(centre, plan.clicks.flatten())
+        own = (_taken(table, clicked).flatten(0, 1) for table in (loc, log_scale))
+        return conditional_moments(*own, *_of_rows(groups))[0].view(*clicked.shape, model.dim)
+
+    def group_centres(self, params: Params, model: SlateGRU) -> dict[str, Tensor]:
+        """Return the sites of groups at the medians of their laws; none under the flat prior."""
+        if model.item_prior == "flat":
+            return {}
+        mean, spread = params["group_mean"]["loc"], params["group_scale"]["loc"].exp()
+        return {"group_mean": mean, "group_scale": spread}
+
+    def item_moments(
+        self, params: Params, model: SlateGRU, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return means and standard deviations [row, dim] of item vectors.
+
+        Args:
+            params: Parameters.
+            model: The model.
+            rows: Ids [row]; None for all.
+        """
+        loc, log_scale = params["items"]["loc"], params["items"]["log_scale"]
+        if rows is None:
+            rows = torch.arange(model.n_items, device=loc.device)
+        else:
+            loc, log_scale = loc[rows], log_scale[rows]
+        if model.item_prior == "flat":
+            groups = model.group_moments({}, rows)
+            return conditional_moments(loc, log_scale, *_of_rows(groups))
+        mean, spread = ((own["loc"], own["log_scale"].exp()) for own in _group_params(params))
+        return marginal_moments(loc, log_scale, mean, spread, model.group_of(rows))
 
     def _draw_users(
         self,
@@ -366,7 +442,7 @@ class SlateMeanField(Guide):
             params: Parameters.
             model: The model.
             batch: The users.
-            clicked: Means of the vectors of the items they clicked [user, step, dim].
+            clicked: Centres of the vectors of the items they clicked [user, step, dim].
             trained: Whether a real item was clicked at a training step [user, step].
         """
         own = params["user_init"]
@@ -391,12 +467,16 @@ class SlateMeanField(Guide):
         laws = model.laws(batch.data)
         values: dict[str, Tensor] = {}
         log_q = params["items"]["loc"].new_zeros(n)
-        for name in (*laws, "items"):
+        for name, law in laws.items():
             free, term = _draw(params[name]["loc"], params[name]["log_scale"], n, generator)
-            values[name] = laws[name].constrain(free) if name in laws else free
-            log_q = log_q + term
-            if name in laws:
-                log_q = log_q - laws[name].log_jacobian(values[name])
+            values[name] = law.constrain(free)
+            log_q = log_q + term - law.log_jacobian(values[name])
+        own = params["items"]
+        groups = model.group_moments(values, torch.arange(model.n_items, device=device))
+        mean, scale = conditional_moments(own["loc"], own["log_scale"], *_of_rows(groups))
+        shape = (n, model.n_items, model.dim)
+        values["items"], term = _draw_each(mean.expand(shape), scale.log().expand(shape), generator)
+        log_q = log_q + term
         local = torch.zeros_like(log_q)
         if model.user_init == "normal":
             mean, scale = self.user_laws(params, model, batch)
@@ -413,19 +493,22 @@ class SlateMeanField(Guide):
         for first in range(0, len(log), size):
             click = log.click[first : first + size].long()
             trained = (click >= FIRST_ITEM) & log.train[first : first + size]
-            clicked = _taken(params["items"]["loc"], click)
+            groups = model.group_moments(self.group_centres(params, model), click.flatten())
+            own = (_taken(params["items"][k], click).flatten(0, 1) for k in ("loc", "log_scale"))
+            clicked, _ = conditional_moments(*own, *_of_rows(groups))
+            clicked = clicked.view(*click.shape, model.dim)
             mean, scale = self.user_moments(params, model, batch, clicked, trained)
             means.append(mean)
             scales.append(scale)
         return torch.cat(means), torch.cat(scales)
 
     def marginals(self, params: Params, model: SlateGRU, data: Any) -> Mapping[str, Distribution]:
-        """Return the law of each site."""
+        """Return the law of each site; of items the normal law with its mean and deviation."""
         batch = data if isinstance(data, Batch) else Batch(data)
         found: dict[str, Distribution] = {}
         for name, law in model.laws(batch.data).items():
             found[name] = law.marginal(params[name]["loc"], params[name]["log_scale"].exp())
-        found["items"] = Normal(params["items"]["loc"], params["items"]["log_scale"].exp())
+        found["items"] = Normal(*self.item_moments(params, model))
         if model.user_init == "normal":
             found["user_init"] = Normal(*self.user_laws(params, model, batch))
         return found
@@ -476,10 +559,16 @@ def _taken(table: Tensor, rows: Tensor) -> Tensor:
 
 def _draw(loc: Tensor, log_scale: Tensor, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw normals [n, *site] and their log density [n]."""
-    noise = torch.randn(n, *loc.shape, generator=rng, dtype=loc.dtype, device=rng.device)
+    shape = (n, *loc.shape)
+    return _draw_each(loc.expand(shape), log_scale.expand(shape), rng)
+
+
+def _draw_each(loc: Tensor, log_scale: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw one value of each of n normals [n, *site], and their log density [n]."""
+    noise = torch.randn(loc.shape, generator=rng, dtype=loc.dtype, device=rng.device)
     noise = noise.to(loc.device)
-    log_q = -0.5 * (noise.square() + _LOG_2PI).reshape(n, -1).sum(1) - log_scale.sum()
-    return loc + log_scale.exp() * noise, log_q
+    terms = -0.5 * (noise.square() + _LOG_2PI) - log_scale
+    return loc + log_scale.exp() * noise, terms.reshape(len(loc), -1).sum(1)
 
 
 def _draw_globals(
@@ -528,26 +617,53 @@ def _log_likelihood(
     )
 
 
-def _item_divergence(
-    model: SlateGRU,
-    values: Values,
-    rows: Tensor,
-    loc: Tensor,
-    log_scale: Tensor,
-    weight: Tensor | None,
+def _of_rows(groups: GroupMoments) -> tuple[Tensor, Tensor]:
+    """Moments of the groups [*draw, row, dim] that the rows are in."""
+    return groups.mean[..., groups.group, :], groups.spread[..., groups.group, :]
+
+
+def _group_params(params: Params) -> tuple[Any, Any]:
+    return params["group_mean"], params["group_scale"]
+
+
+def _carried_factor(
+    carried: Carried, rows: Tensor, mean: Tensor, scale: Tensor, weight: Tensor | None
 ) -> Tensor:
-    """Weighted sum of KL(q(v_i) || p(v_i | groups)), carried factors included."""
-    if weight is not None:  # Rows that are there for the likelihood alone.
-        inside = weight.nonzero()[:, 0]
-        if len(inside) < len(rows):
-            rows, weight = rows[inside], weight[inside]
-            loc, log_scale = loc.index_select(0, inside), log_scale.index_select(0, inside)
-    mean, spread = model.item_moments(values, rows)
-    variance = (2 * log_scale).exp()
-    square = variance + (loc - mean).square()
-    terms = spread.log() - log_scale + 0.5 * square / spread.square() - 0.5
-    if model.carried is not None:
-        precision, shift = model.carried.precision[rows], model.carried.shift[rows]
-        terms = terms + 0.5 * precision * (variance + loc.square()) - shift * loc
-    each = terms.sum(1)
+    """Weighted sum of E log of the factors that an earlier log left of each item."""
+    precision, shift = carried.precision[rows], carried.shift[rows]
+    each = (shift * mean - 0.5 * precision * (scale.square() + mean.square())).sum(1)
     return each.sum() if weight is None else (weight * each).sum()
+
+
+# -------------------------------------------------------------------- where items start
+
+
+def _fresh_items(model: SlateGRU, params: Params, noise: Tensor, width: float) -> dict[str, Tensor]:
+    """Factors of items that are about to be learned: near their group, r = width * kappa."""
+    rows = torch.arange(model.n_items, device=noise.device)
+    values = {}
+    if model.item_prior == "hier":
+        mean, spread = _group_params(params)
+        values = {"group_mean": mean["loc"], "group_scale": spread["loc"].exp()}
+    mean, spread = _of_rows(model.group_moments(values, rows))
+    return {"loc": mean + noise, "log_scale": spread.log() + math.log(width)}
+
+
+def _known_items(model: SlateGRU, counts: Tensor) -> Tensor:
+    """Whether anything tells of each item [item]: this log, drawn slates, or an earlier log."""
+    if any(kind != "slate" for kind in model.by_type):
+        return torch.arange(model.n_items, device=counts.device) >= FIRST_ITEM
+    known = counts > 0
+    if model.carried is not None:
+        known = known | (model.carried.precision > 0).any(1).to(known.device)
+    return known
+
+
+def _with_unknown(
+    own: Mapping[str, Tensor], fresh: Mapping[str, Tensor], known: Tensor
+) -> dict[str, Tensor]:
+    """Let items of which nothing is known have their prior, and those that become known start."""
+    new = known[:, None] & (own["log_scale"] >= UNKNOWN - 1)
+    loc = torch.where(new, fresh["loc"], own["loc"])
+    log_scale = torch.where(new, fresh["log_scale"], own["log_scale"])
+    return {"loc": loc, "log_scale": torch.where(known[:, None], log_scale, UNKNOWN)}

@@ -35,7 +35,7 @@ class LoopResult:
     Attributes:
         clicks: Clicks in each round [round].
         click_rate: Expected click rate of the slates shown, from the true states [round].
-        best_rate: Expected click rate of the best slates at the same states [round].
+        best_rate: Expected click rate of the best slates on offer at the same states [round].
         groups: Mean number of groups in a slate [round].
         log: Everything that was shown and clicked.
         posterior: The last posterior.
@@ -102,7 +102,8 @@ def closed_loop(
         rounds: Rounds.
         size: Items in a slate.
         start: The log before the first round, of the same users.
-        candidates: Items that may be shown, see :func:`recommend`.
+        candidates: Items that may be shown, see :func:`recommend`; a function of the round where
+            items come and go, such as :meth:`MarketPlace.arrivals` makes.
         rng: Source of randomness; the users' answers have a stream of their own.
         report: Called with the round and its click rate.
 
@@ -123,7 +124,8 @@ def closed_loop(
     for number in range(rounds):
         post = learn(log, post, rng=stream(seed, "learn", number))
         users = torch.arange(place.users)
-        shown, slot, row = visit(post, log, users, state, stream(seed, "choose", number))
+        rng_round = stream(seed, "choose", number)
+        shown, slot, row = visit(post, log, users, state, number, rng_round)
         state = place.moved(state, shown, slot)
         slates = torch.cat([log.slate[..., 1:].long(), shown[:, None]], 1)
         log = place.as_log(slates, torch.cat([log.click_idx.long(), slot[:, None]], 1))
@@ -157,7 +159,8 @@ def newcomer_loop(
         rounds: Rounds.
         size: Items in a slate.
         start: The log before the first round, of the first users.
-        candidates: Items that may be shown, see :func:`recommend`.
+        candidates: Items that may be shown, see :func:`recommend`; a function of the round where
+            items come and go, such as :meth:`MarketPlace.arrivals` makes.
         rng: Source of randomness; the users' answers have a stream of their own.
         report: Called with the round and its click rate.
 
@@ -182,7 +185,7 @@ def newcomer_loop(
         history = _strangers(cohort, size, log)
         for step in range(start.steps):
             rng_step = stream(seed, "choose", number, step)
-            shown, slot, row = visit(post, history, None, state, rng_step)
+            shown, slot, row = visit(post, history, None, state, number, rng_step)
             state = place.moved(state, shown, slot)
             slates.append(shown)
             slots.append(slot)
@@ -218,16 +221,18 @@ class _Visit:
         history: SlateLog,
         users: Tensor | None,
         state: Tensor,
+        number: int,
         rng: torch.Generator,
     ) -> tuple[Tensor, Tensor, _Row]:
         """Return slates [user, slot], slots clicked [user] and the figures of the visit."""
         place, size = self.place, self.size
+        offered = self.candidates(number) if callable(self.candidates) else self.candidates
         shown = recommend(
             post,
             history,
             size,
             self.policy,
-            candidates=self.candidates,
+            candidates=offered,
             users=users,
             propensity_draws=0,
             rng=rng,
@@ -236,7 +241,7 @@ class _Visit:
         row = (
             float((slot > 0).sum()),
             float(place.click_probability(state, shown).mean()),
-            float(place.click_probability(state, place.best(state, size)).mean()),
+            float(place.click_probability(state, place.best(state, size, offered)).mean()),
             float(distinct_groups(shown, place.groups).double().mean()),
         )
         return shown, slot, row

@@ -16,6 +16,7 @@ from probkit.files import storable
 from probkit.model import Batch, Model, Site, Values
 from probkit.models.slates.choices import Likelihood, by_type
 from probkit.models.slates.ids import FIRST_ITEM
+from probkit.models.slates.item_law import SMALLEST_SPREAD, GroupMoments
 from probkit.models.slates.log import SlateLog
 from probkit.models.slates.priors import Law, SlatePrior
 from probkit.models.slates.scoring import Score, scores
@@ -28,10 +29,7 @@ if TYPE_CHECKING:
     from probkit.predictive import Predictive
     from probkit.sampler import Sampler
 
-__all__ = ["SMALLEST_SPREAD", "Carried", "SlateGRU"]
-
-SMALLEST_SPREAD = 1e-3
-"""Least standard deviation of items within a group."""
+__all__ = ["Carried", "SlateGRU"]
 
 _ENTRIES = 1 << 24  # of the largest tensor of the plain likelihood
 
@@ -281,24 +279,29 @@ class SlateGRU(Model):
         numbers = torch.tensor([loc, scale], dtype=self.dtype, device=device)
         return Law(shape, dims, numbers[0], numbers[1], space, half)
 
-    def item_moments(self, values: Values, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the prior's means and standard deviations of item vectors.
+    def group_moments(self, values: Values, rows: Tensor) -> GroupMoments:
+        """Return the prior's means and standard deviations of the items of each group.
 
         Args:
-            values: Sites of the groups [*draw, group, dim], where the prior is hierarchical.
-            rows: Ids [row]; None for all.
-
-        Returns:
-            Each [*draw, row, dim], or [] under the flat prior.
+            values: Sites of the groups [*draw, group, dim], where the prior is hierarchical; under
+                the flat prior all items are in one group, and nothing is read.
+            rows: Ids [row].
         """
         if self.item_prior == "flat":
-            scale = torch.tensor(self.prior.item, dtype=self.dtype)
-            return torch.zeros((), dtype=self.dtype), scale
-        if rows is None:
-            rows = torch.arange(self.n_items, device=values["group_mean"].device)
-        group = self.group_of(rows)
+            mean = torch.zeros(1, self.dim, dtype=self.dtype, device=rows.device)
+            return GroupMoments(mean, mean + self.prior.item, torch.zeros_like(rows))
         spread = values["group_scale"].clamp_min(SMALLEST_SPREAD)
-        return values["group_mean"][..., group, :], spread[..., group, :]
+        return GroupMoments(values["group_mean"], spread, self.group_of(rows))
+
+    def item_moments(self, values: Values) -> tuple[Tensor, Tensor]:
+        """Return the prior's means and standard deviations of all item vectors [*draw, item, dim].
+
+        Args:
+            values: As for :meth:`group_moments`.
+        """
+        device = next(iter(values.values())).device
+        mean, spread, group = self.group_moments(values, torch.arange(self.n_items, device=device))
+        return mean[..., group, :], spread[..., group, :]
 
     def user_law(self, data: SlateLog) -> Law:
         """Return the prior of users' first states [user, hidden].
@@ -318,7 +321,7 @@ class SlateGRU(Model):
         mean, spread = self.item_moments(values)
         normal = -0.5 * ((items - mean) / spread).square() - spread.log()
         normal = normal - 0.5 * math.log(2 * math.pi)
-        total = total + normal.expand(items.shape).sum((-2, -1))
+        total = total + normal.sum((-2, -1))
         if self.carried is not None:
             total = total + self.carried.log_factor(items)
         if self.user_init == "normal":

@@ -12,8 +12,9 @@ from probkit.driver import infer
 from probkit.errors import CapabilityError
 from probkit.inference import SVI
 from probkit.models.slates.guide import SlateMeanField
+from probkit.models.slates.item_law import UNKNOWN
 from probkit.models.slates.log import SlateLog
-from probkit.models.slates.model import SMALLEST_SPREAD, Carried, SlateGRU
+from probkit.models.slates.model import Carried, SlateGRU
 from probkit.rng import Rng
 from probkit.sampler import Sampler
 from probkit.sources import Fitted
@@ -31,10 +32,10 @@ def carried_model(post: Posterior) -> SlateGRU:
     """Return the model whose prior is a fitted posterior.
 
     Sites other than items and their groups take their fitted normals as priors. Items keep their
-    hierarchical prior, times the normal factors that turn its expectation under the fitted groups
-    into their fitted laws: what the old data said of each item. So groups still learn from their
-    items, and unseen items from their groups; where nothing new comes in, the fit stays what it
-    was. The factors have no normaliser, hence neither has the bound of an update.
+    hierarchical prior, times the factors of the fit: what the old data said of each item. So groups
+    still learn from their items, and unseen items from their groups; where nothing new comes in,
+    items stay what they were. The factors have no normaliser, hence neither has the bound of an
+    update.
 
     Raises:
         CapabilityError: The posterior is not one mean-field fit of a SlateGRU.
@@ -48,21 +49,10 @@ def carried_model(post: Posterior) -> SlateGRU:
         if name not in _GROUPS
     }
     items = params["items"]
-    precision, mean = (-2 * items["log_scale"]).exp(), items["loc"]
-    if model.item_prior == "flat":
-        expected, pulled = model.prior.item**-2, 0.0
-    else:
-        group = model.group_of(torch.arange(model.n_items, device=mean.device))
-        spread = params["group_scale"]
-        # kappa is log-normal: E kappa^-2 = exp(-2 m + 2 s^2).
-        inverse = (-2 * spread["loc"] + 2 * (2 * spread["log_scale"]).exp()).exp()
-        inverse = inverse.clamp_max(SMALLEST_SPREAD**-2)
-        expected, pulled = inverse[group], (inverse * params["group_mean"]["loc"])[group]
-    added = precision - expected
-    seen = added > 1e-3 * precision
-    shift = precision * mean - pulled
-    zero = torch.zeros_like(precision)
-    carried = Carried(sites, torch.where(seen, added, zero), torch.where(seen, shift, zero))
+    precision = (-2 * items["log_scale"]).exp()
+    known = items["log_scale"] < UNKNOWN - 1
+    precision = torch.where(known, precision, 0.0)
+    carried = Carried(sites, precision, precision * items["loc"])
     return replace(model, carried=carried)
 
 

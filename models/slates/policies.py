@@ -16,12 +16,13 @@ from torch import Tensor
 
 from probkit.data import as_tensor
 from probkit.errors import DataError, ShapeError
-from probkit.models.slates.beliefs import Beliefs, History, as_history, beliefs_of
+from probkit.models.slates.beliefs import Beliefs
 from probkit.models.slates.checks import check_temperature
+from probkit.models.slates.draws import users_in_fit
+from probkit.models.slates.history import History, as_history
 from probkit.models.slates.ids import FIRST_ITEM, PAD
 from probkit.models.slates.log import SlateLog
 from probkit.models.slates.noise import row_noise
-from probkit.models.slates.parameter_draws import users_in_fit
 from probkit.rng import Rng, seed_of, stream
 
 if TYPE_CHECKING:
@@ -73,8 +74,7 @@ class Request:
 
     def part(self, users: slice) -> Request:
         """Return the request for a block of users."""
-        log, numbers = self.history
-        mine = History(log[users], None if numbers is None else numbers[users])
+        mine = self.history.part(users)
         return Request(self.beliefs, mine, self.pool, self.size, self.exclude[users], self.counts)
 
     def repeated(self, copies: int) -> Request:
@@ -135,7 +135,7 @@ class Thompson:
     """Thompson sampling: the best items in one draw of the posterior.
 
     Args:
-        temperature: The posterior is raised to the power 1 / temperature before it is drawn from.
+        temperature: Standard deviations of the posterior are multiplied by its root.
     """
 
     temperature: float = 1.0
@@ -170,7 +170,7 @@ class InSlateThompson:
         variant: "independent" is as above. "rank_major" draws K lists of K items, and shows the
             first K distinct of all first items, then all second items, and so on, as the reference
             implementation does; for K <= 2 the two have the same law.
-        temperature: The posterior is raised to the power 1 / temperature before it is drawn from.
+        temperature: Standard deviations of the posterior are multiplied by its root.
     """
 
     variant: Literal["independent", "rank_major"] = "independent"
@@ -495,7 +495,7 @@ def slot_marginals(
 def _request(
     post: Posterior, history: Any, size: int, candidates: Any, exclude: Any, users: Any
 ) -> Request:
-    beliefs = beliefs_of(post)
+    beliefs = Beliefs(post)
     model = beliefs.model
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise DataError(f"recommend: expected a whole number size >= 1, got {size!r}")

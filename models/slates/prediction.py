@@ -11,13 +11,13 @@ from torch import Tensor
 from probkit.data import as_tensor
 from probkit.errors import CapabilityError, DataError, ShapeError
 from probkit.models.nngp_classification.labels import LabelLaw
-from probkit.models.slates.ids import FIRST_ITEM, NO_CLICK, PAD
-from probkit.models.slates.parameter_draws import (
+from probkit.models.slates.draws import (
     ParameterDraws,
     draw_parameters,
     plug_in_parameters,
     users_in_fit,
 )
+from probkit.models.slates.ids import FIRST_ITEM, NO_CLICK, PAD
 from probkit.predictive import Empirical, Mixture, Predictive
 from probkit.rng import Rng, require_rng
 

@@ -11,6 +11,10 @@ to z. That part is one standard normal e times at most max(s) (times |z|). So
    can still beat the best of a few promising items that are scored at the outset;
 3. for these e is drawn below c, for what is left then the other directions, given e.
 
+Where items follow their groups, m and s belong to a row: its groups are drawn first. The product
+then takes m at the centre of the groups, and a bound on how far the draws of a block of rows move
+it (:class:`Followed`).
+
 This is exact: the items found have the law that they have when all vectors are drawn. All noise
 is a function of (seed, row, item), so that it does not matter how the work is cut into blocks.
 """
@@ -19,17 +23,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from probkit.errors import DataError
+from probkit.models.slates.item_law import conditional_moments
 from probkit.models.slates.noise import row_noise
 from probkit.models.slates.scoring import Score, scores
 
-__all__ = ["Catalogue", "Known", "TopItems", "top_drawn", "top_of_means"]
+__all__ = ["Catalogue", "Followed", "Known", "TopItems", "top_drawn", "top_of_means"]
 
 _EXHAUSTIVE = 4096  # candidates up to which all vectors are drawn
 _TAIL = 5e-4  # share of items with e above the quantile c
@@ -63,6 +68,64 @@ class Known(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
+class Followed:
+    """Items that follow their groups, and a draw of the groups for each row.
+
+    Attributes:
+        loc: t of each item's factor by id [item, dim].
+        log_scale: Its log r [item, dim].
+        group: Group of each id [item].
+        centre: mu and kappa at the centre of their laws, each [group, dim].
+        mean: mu in the draw of each row [row, group, dim].
+        spread: kappa [row, group, dim].
+        widening: Factor of the standard deviations.
+    """
+
+    loc: Tensor
+    log_scale: Tensor
+    group: Tensor
+    centre: tuple[Tensor, Tensor]
+    mean: Tensor
+    spread: Tensor
+    widening: float
+
+    def moments(self, row: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and standard deviations [*pair, dim] of ids in the draws of rows, both [*pair]."""
+        group = self.group[ids]
+        mean, spread = self.mean[row, group], self.spread[row, group]
+        loc, scale = conditional_moments(self.loc[ids], self.log_scale[ids], mean, spread)
+        return loc, scale * self.widening
+
+    def bounds(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what holds in the draws of all rows, for each id [item].
+
+        With w = kappa^2 / r^2, a = 1 / (1 + w) and b = 1 - a, an item's mean is a mu + b t, and
+        |db / d log kappa| = 2 a b.
+
+        Returns:
+            The distance by which the mean moves from its centre at most, and the largest standard
+            deviation.
+        """
+        group, (middle, usual) = self.group[ids], self.centre
+        low = self.spread.amin((0, 2)).minimum(usual.amin(1))[group]
+        high = self.spread.amax((0, 2)).maximum(usual.amax(1))[group]
+        moved = (self.mean - middle).norm(dim=2).amax(0)[group]
+        stretched = (self.spread / usual).log().abs().amax((0, 2))[group]
+        told = (-2 * self.log_scale[ids]).exp()
+        least, most = told.amin(1), told.amax(1)
+        kept = 1 / (1 + least * low.square())
+        given = 1 - 1 / (1 + most * high.square())
+        turned = (2 * kept * given).clamp_max(0.5) * stretched
+        apart = (self.loc[ids] - middle[group]).norm(dim=1)
+        widest = (least + high.square().reciprocal()).rsqrt()
+        return kept * moved + turned * apart, widest * self.widening
+
+    def part(self, rows: slice) -> Followed:
+        """Keep some rows."""
+        return replace(self, mean=self.mean[rows], spread=self.spread[rows])
+
+
+@dataclass(frozen=True, eq=False)
 class Catalogue:
     """Candidates and what is believed of their vectors.
 
@@ -71,12 +134,34 @@ class Catalogue:
         loc: Means of item vectors by id [item, dim].
         scale: Standard deviations [item, dim].
         pool: Ids of the candidates, in rising order [candidate].
+        followed: The groups of each row, where items follow them: means and standard deviations
+            then differ by row, and ``loc`` and ``scale`` are those at the centre of the groups.
     """
 
     kind: Score
     loc: Tensor
     scale: Tensor
     pool: Tensor
+    followed: Followed | None = None
+
+    def moments(self, row: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and standard deviations [*pair, dim] of ids in the draws of rows, both [*pair]."""
+        if self.followed is None:
+            return self.loc[ids], self.scale[ids]
+        return self.followed.moments(row, ids)
+
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Most that means move from ``loc``, and largest standard deviations [candidate]."""
+        if self.followed is None:
+            widest = self.scale[self.pool].amax(1)
+            return torch.zeros_like(widest), widest
+        return self.followed.bounds(self.pool)
+
+    def part(self, rows: slice) -> Self:
+        """Keep some rows."""
+        if self.followed is None:
+            return self
+        return replace(self, followed=self.followed.part(rows))
 
     def check(self, size: int, exclude: Tensor) -> None:
         """See that there are enough candidates for every row."""
@@ -146,7 +231,11 @@ def top_drawn(
     for part in _blocks(users, max(_BLOCK // wide, 1)):
         mine = Known(known.ids[part], known.vectors[part])
         block = (state[part], row[part], size, exclude[part], mine, seed)
-        found.append(_all_drawn(cat, *block) if index is None else _pruned(index, *block))
+        held = cat.part(slice(part.start * draws, part.stop * draws))
+        if index is None:
+            found.append(_all_drawn(held, *block))
+        else:
+            found.append(_pruned(index.of_rows(held), *block))
     return TopItems(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
@@ -220,11 +309,12 @@ def _top_rows(cat: Catalogue, state: Tensor, size: int, exclude: Tensor) -> Tens
 
 
 def item_draws(cat: Catalogue, row: Tensor, ids: Tensor, seed: int) -> Tensor:
-    """Return the vectors [row, item, dim] of ids [row, item] in the draws of rows."""
+    """Return the vectors [row, item, dim] of ids [row, item] in the draws numbered ``row``."""
     items, dim = cat.loc.shape
     counter = row[:, None] * items + ids
     noise = row_noise(seed, counter.flatten(), dim, dtype=cat.loc.dtype)
-    return cat.loc[ids] + cat.scale[ids] * noise.reshape(*ids.shape, dim)
+    loc, scale = cat.moments(torch.arange(len(row), device=row.device)[:, None], ids)
+    return loc + scale * noise.reshape(*ids.shape, dim)
 
 
 def _all_drawn(
@@ -267,16 +357,19 @@ class _Index:
     Attributes:
         cat: The catalogue.
         centre: Mean vector, taken off for l2 scores against rounding [dim].
-        features: For l2 scores m, (c s)^2 - |m|^2 and s; for dot scores m and s, where s is the
-            largest standard deviation of the item [candidate, feature].
-        widest: s [candidate].
+        loc: Means at the centre of the groups, less ``centre`` [candidate, dim].
+        square: |loc|^2 [candidate].
+        widest: Largest standard deviation s at the centre of the groups [candidate].
+        reach: What the means move in the rows' draws, plus c s, at most [candidate].
         quantile: c.
     """
 
     cat: Catalogue
     centre: Tensor
-    features: Tensor
+    loc: Tensor
+    square: Tensor
     widest: Tensor
+    reach: Tensor
     quantile: float
 
     @classmethod
@@ -284,23 +377,25 @@ class _Index:
         c = float(torch.special.ndtri(torch.tensor(1 - _TAIL, dtype=torch.float64)))
         loc, widest = cat.loc[cat.pool], cat.scale[cat.pool].amax(1)
         centre = loc.mean(0) if cat.kind == "l2" else torch.zeros_like(loc[0])
-        features = [loc - centre, widest[:, None]]
-        if cat.kind == "l2":
-            bend = (c * widest).square() - features[0].square().sum(1)
-            features.insert(1, bend[:, None])
-        return cls(cat, centre, torch.cat(features, 1), widest, c)
+        loc = loc - centre
+        return cls(cat, centre, loc, loc.square().sum(1), widest, c * widest, c)
+
+    def of_rows(self, cat: Catalogue) -> _Index:
+        """The index for the draws of a block of rows."""
+        if cat.followed is None:
+            return self
+        moved, widest = cat.bounds()
+        return replace(self, cat=cat, reach=moved + self.quantile * widest)
 
     def hopeful(self, state: Tensor, size: int) -> Tensor:
         """Positions [user, rank] of candidates whose score one deviation up is best."""
         best, places = state.new_zeros(len(state), 0), torch.zeros(len(state), 0).long()
-        dim = state.shape[1]
         state = state - self.centre
         for part in _blocks(len(self.widest), 1 << 14):
-            found = state @ self.features[part, :dim].mT
+            found = state @ self.loc[part].mT
             widest = self.widest[part]
             if self.cat.kind == "l2":
-                square = (self.quantile * widest).square() - self.features[part, dim]
-                distance = square - 2 * found + state.square().sum(1, keepdim=True)
+                distance = self.square[part] - 2 * found + state.square().sum(1, keepdim=True)
                 found = widest - distance.clamp_min(0).sqrt()
             else:
                 found = found + widest * state.norm(dim=1, keepdim=True)
@@ -409,19 +504,23 @@ class _Draw:
 
     def able(self, floor: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Pairs outside the tail whose score can reach the floor of their row."""
-        c, l2 = self.index.quantile, self.cat.kind == "l2"
-        state = self.state - self.index.centre
+        index, l2 = self.index, self.cat.kind == "l2"
+        state = self.state - index.centre
         norm = state.norm(dim=1, keepdim=True)
         low = floor.clamp_min(-1e18)[:, None]
-        if l2:  # |z - m| <= c s - floor, both sides squared.
-            query = torch.cat([2 * state, torch.ones_like(low), -2 * c * low], 1)
+        if l2:  # |z - m| <= reach - floor, both sides squared.
+            query = torch.cat([2 * state, torch.ones_like(low), -2 * low], 1)
             least = norm.square() - low.square()
         else:
-            query, least = torch.cat([state, c * norm], 1), low
+            query, least = torch.cat([state, norm], 1), low
         least = least - 1e-4 * (1 + norm.square())  # Rounding of the products.
         least[floor == -math.inf] = -math.inf
         for part in _blocks(self.count, 1 << 14):
-            able = query @ self.index.features[part].mT >= least
+            reach = index.reach[part, None]
+            features = [index.loc[part], reach]
+            if l2:
+                features.insert(1, reach.square() - index.square[part, None])
+            able = query @ torch.cat(features, 1).mT >= least
             row, at = able.nonzero(as_tuple=True)
             at = at + part.start
             keep = ~_member(row * self.count + at, self.tail)
@@ -433,11 +532,13 @@ class _Draw:
         row, at = row[keep], at[keep]
         counter = self.row[row] * len(self.cat.loc) + self.cat.pool[at]
         e = self._along(row * self.count + at, counter)
+        state = self.state[row]
+        loc, scale = self.cat.moments(row, self.cat.pool[at])
         if floor is not None:
-            keep = self._reach(row, at, e) >= floor[row] - 1e-4 * (1 + floor[row].abs())
+            highest = self._highest(state, loc, scale, e)
+            keep = highest >= floor[row] - 1e-4 * (1 + floor[row].abs())
             row, at, counter, e = row[keep], at[keep], counter[keep], e[keep]
-        state, ids = self.state[row], self.cat.pool[at]
-        loc, scale = self.cat.loc[ids], self.cat.scale[ids]
+            state, loc, scale = state[keep], loc[keep], scale[keep]
         direction = state if self.cat.kind == "dot" else state - loc
         direction = direction / direction.norm(dim=1, keepdim=True).clamp_min(1e-12)
         along = (scale * direction).norm(dim=1, keepdim=True).clamp_min(1e-20)
@@ -453,11 +554,10 @@ class _Draw:
         level = torch.where(_member(key, self.tail), _TAIL * uniform, 1 - (1 - _TAIL) * uniform)
         return -torch.special.ndtri(level).to(self.state.dtype)
 
-    def _reach(self, row: Tensor, at: Tensor, e: Tensor) -> Tensor:
-        """The highest score that a pair can have given e."""
-        state = self.state[row]
-        middle = scores(self.cat.kind, state, self.cat.loc[self.cat.pool[at]])
-        lift = self.index.widest[at] * e.clamp_min(0)
+    def _highest(self, state: Tensor, loc: Tensor, scale: Tensor, e: Tensor) -> Tensor:
+        """The highest score that pairs can have given e."""
+        middle = scores(self.cat.kind, state, loc)
+        lift = scale.amax(1) * e.clamp_min(0)
         return middle + (lift if self.cat.kind == "l2" else lift * state.norm(dim=1))
 
     def best(self, pairs: _Pairs, size: int) -> TopItems:

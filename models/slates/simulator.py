@@ -9,6 +9,7 @@ scores, so what a fit misses is due to data and approximation.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -73,10 +74,49 @@ class MarketPlace:
         """Return the probability that something is clicked [user]."""
         return 1 - self.choice_probs(state, slate)[:, 0]
 
-    def best(self, state: Tensor, size: int) -> Tensor:
-        """Return the slate [user, slot] with the highest click probability."""
-        ids = self.real_items.expand(len(state), -1)
-        return self.scores(state, ids).topk(size, 1).indices + FIRST_ITEM
+    def best(self, state: Tensor, size: int, candidates: Tensor | None = None) -> Tensor:
+        """Return the slate [user, slot] with the highest click probability.
+
+        Args:
+            state: [user, 2].
+            size: Items in a slate.
+            candidates: Ids [candidate], or a mask [item]; None for all.
+        """
+        pool = self.real_items if candidates is None else torch.as_tensor(candidates)
+        if pool.dtype == torch.bool:
+            pool = pool.nonzero()[:, 0]
+        return pool[self.scores(state, pool.expand(len(state), -1)).topk(size, 1).indices]
+
+    def arrivals(self, first: int, rounds: int, *, rng: Rng) -> Callable[[int], Tensor]:
+        """Return which items are on offer in each round, as a function of its number.
+
+        ``first`` random items are there at the beginning; equal shares of the others join them in
+        the rounds after the first, the last share in the last round.
+
+        Args:
+            first: Items at the beginning.
+            rounds: Rounds.
+            rng: Source of randomness.
+
+        Example:
+            >>> place = draw_market_place(users=4, items=10, groups=3, rng=0)
+            >>> offered = place.arrivals(4, 3, rng=0)
+            >>> [len(offered(k)) for k in range(3)]
+            [4, 7, 10]
+        """
+        if not 1 <= first <= len(self.real_items) or rounds < 1:
+            raise DataError(
+                f"MarketPlace.arrivals: expected 1 <= first <= {len(self.real_items)} items and "
+                f"rounds >= 1, got {first}, {rounds}"
+            )
+        generator = stream(rng, "arrivals")
+        order = self.real_items[torch.randperm(len(self.real_items), generator=generator)]
+
+        def offered(number: int) -> Tensor:
+            share = min(max(number, 0) / max(rounds - 1, 1), 1.0)
+            return order[: first + round(share * (len(order) - first))].sort().values
+
+        return offered
 
     def random(self, users: int, size: int, *, rng: torch.Generator) -> Tensor:
         """Return uniformly drawn slates without repeats [user, slot]."""

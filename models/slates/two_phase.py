@@ -187,7 +187,7 @@ def held_out_loss(
         values: dict[str, Tensor] = {
             name: law.constrain(params[name]["loc"]) for name, law in model.laws(log).items()
         }
-        values["items"] = params["items"]["loc"]
+        values["items"] = guide.item_moments(params, model)[0]
         for some in users.split(4096):
             batch = Batch(log.take(some), some)
             if model.user_init == "normal":

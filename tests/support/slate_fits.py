@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from probkit.models.slates import SlateGRU, SlateLog, SlateMeanField
+from probkit.models.slates import SlateGRU, SlateLog, SlateMeanField, SlatePrior
 from probkit.posterior import Context, Posterior
 from probkit.sources import Fitted
 
@@ -16,20 +16,27 @@ def normal(loc, scale):
     return {"loc": loc, "log_scale": scale.log()}
 
 
+def factor(mean, sd, prior_sd):
+    """The factor that turns the flat prior N(0, prior_sd^2) of an item into N(mean, sd^2)."""
+    mean, sd = (torch.as_tensor(x, dtype=torch.float64) for x in (mean, sd))
+    told = (sd**-2 - prior_sd**-2).clamp_min(1e-12)
+    found = {"loc": mean / sd**2 / told, "log_scale": -0.5 * told.log()}
+    return {name: value.float() for name, value in found.items()}
+
+
 def bandit(means, sds, users):
     """Scores of items that are independent normals: dot scores, one dim, all states at one."""
     items = len(means) + 3
     slate = torch.tensor([1, 3, 4]).expand(users, 1, 3)
     log = SlateLog(slate, slate[..., 1], n_items=items, check=False)
     params = {
-        "items": normal([[0.0]] * 3 + [[m] for m in means], [[1.0]] * 3 + [[s] for s in sds]),
+        "items": factor([[0.0]] * 3 + [[m] for m in means], [[1.0]] * 3 + [[s] for s in sds], 30.0),
         "gamma": normal(0.5, 1e-9),
         "no_click": normal([0.0] * 4, 1e-9),
-        "group_mean": normal([[0.0]], 1.0),
-        "group_scale": normal([[0.0]], 1.0),
         "user_init": normal([[1.0]] * users, 1e-9),
     }
-    model = SlateGRU(items, transition="linear", score="dot", dim=1)
+    prior = SlatePrior(item=30.0)
+    model = SlateGRU(items, transition="linear", score="dot", dim=1, item_prior="flat", prior=prior)
     return Posterior(Fitted(SlateMeanField(users="table"), [params]), model, Context(log))
 
 

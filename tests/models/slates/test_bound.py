@@ -16,9 +16,17 @@ import probkit as pk
 from probkit.guide import HasBound, HasTables
 from probkit.inference import SVI
 from probkit.model import Batch
-from probkit.models.slates import SlateGRU, SlateLog, SlateMeanField, SlatePrior
+from probkit.models.slates import SlateGRU, SlateLog, SlateMeanField, SlatePrior, item_law
 from probkit.models.slates.batch_plan import inclusion, users_of_items
+from probkit.models.slates.item_law import (
+    UNKNOWN,
+    GroupMoments,
+    conditional_moments,
+    draw_items,
+    marginal_moments,
+)
 from probkit.models.slates.model import Carried
+from probkit.models.slates.noise import row_noise
 from probkit.rng import stream
 from probkit.tree import leaves, map_tensors
 
@@ -221,9 +229,11 @@ def test_the_bound_is_that_of_pyro_with_the_same_guide():
         for name, law in laws.items():
             own = law.marginal(params[name]["loc"], params[name]["log_scale"].exp())
             pyro.sample(name, _as_pyro(own).to_event(len(law.shape)))
+        groups = {name: params[name]["loc"] for name in ("group_mean", "group_scale")}
+        groups["group_scale"] = groups["group_scale"].exp()
         own = params["items"]
-        table = pyro.distributions.Normal(own["loc"], own["log_scale"].exp())
-        pyro.sample("items", table.to_event(2))
+        moments = conditional_moments(own["loc"], own["log_scale"], *model.item_moments(groups))
+        pyro.sample("items", pyro.distributions.Normal(*moments).to_event(2))
         with pyro.plate("user", 4):
             own = params["user_init"]
             start = pyro.distributions.Normal(own["loc"], own["log_scale"].exp())
@@ -259,6 +269,101 @@ def test_divergences_of_priors_are_torchs():
     expected = (weight * (q.log_prob(value) - HalfNormal(1.0).log_prob(value))).sum()
     one = replace(own, shape=()).divergence(loc[0, 0], log_scale[0, 0])
     torch.testing.assert_close(one, expected)
+
+
+# ---------------------------------------------------------------- items that follow their groups
+
+
+def follow(rows=7, groups=3, dim=4):
+    g = torch.Generator().manual_seed(0)
+
+    def leaf(*shape):
+        return torch.randn(*shape, generator=g, dtype=F64).requires_grad_()
+
+    loc, log_scale, mean = leaf(rows, dim), leaf(rows, dim), leaf(groups, dim)
+    spread = (leaf(groups, dim).detach().abs() + 0.2).requires_grad_()
+    group = torch.randint(groups, (rows,), generator=g)
+    return loc, log_scale, GroupMoments(mean, spread, group)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_fused_draw_is_the_plain_one(weighted, monkeypatch):
+    """Vectors, divergence and all gradients, cut into blocks of two rows."""
+    monkeypatch.setattr(item_law, "_BLOCK", 8)
+    loc, log_scale, groups = follow()
+    weight = torch.arange(7, dtype=F64) / 3 if weighted else None
+    rows = torch.arange(7) + 20
+    slope = torch.linspace(-1, 2, 28, dtype=F64).view(7, 4)
+
+    def plain():
+        mean, spread = groups.mean[groups.group], groups.spread[groups.group]
+        moments = conditional_moments(loc, log_scale, mean, spread)
+        vectors = moments[0] + moments[1] * row_noise(3, rows, 4, dtype=F64)
+        each = kl_divergence(Normal(*moments), Normal(mean, spread)).sum(1)
+        return vectors, each.sum() if weight is None else (weight * each).sum()
+
+    found = []
+    for vectors, total in (plain(), draw_items(loc, log_scale, groups, weight, 3, rows)):
+        target = (slope * vectors).sum() + 1.7 * total
+        leaves = (loc, log_scale, groups.mean, groups.spread)
+        found.append((vectors, total, *torch.autograd.grad(target, leaves)))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_in_a_conjugate_model_items_have_their_exact_law():
+    """v_i ~ N(mu, kappa^2), mu ~ N(0, a^2), y_i ~ N(v_i, r_i^2): factors N(y_i; v, r_i^2).
+
+    An item without an observation follows its group: its law is the prior predictive given what
+    the others tell of mu. That of mu is a normal regression's, here by solving it.
+    """
+    a, kappa = 2.0, 0.6
+    y = torch.tensor([1.0, 1.4, 0.3, 0.0], dtype=F64)
+    r = torch.tensor([0.5, 0.1, 2.0, math.inf], dtype=F64)
+    covariance = a**2 * torch.ones(4, 4, dtype=F64) + kappa**2 * torch.eye(4, dtype=F64)
+    seen = slice(0, 3)
+    gain = covariance[:, seen] @ torch.linalg.inv(covariance[seen, seen] + r[seen].square().diag())
+    exact_mean = gain @ y[seen]
+    exact = covariance - gain @ covariance[seen]
+    told = 1 / (kappa**2 + r[seen].square())
+    width = (told.sum() + a**-2) ** -0.5
+    mean = width.square() * (told * y[seen]).sum()
+    log_r = r.log().clamp_max(UNKNOWN)
+    known = (torch.log(torch.tensor([[kappa]], dtype=F64)), torch.zeros(1, 1, dtype=F64))
+    loc, sd = marginal_moments(
+        y[:, None],
+        log_r[:, None],
+        (mean.view(1, 1), width.view(1, 1)),
+        known,
+        torch.zeros(4, dtype=torch.int64),
+    )
+    torch.testing.assert_close(loc[:, 0], exact_mean, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(sd[:, 0], exact.diagonal().sqrt(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(loc[3, 0], mean, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(sd[3, 0], (width**2 + kappa**2).sqrt(), rtol=1e-6, atol=1e-6)
+
+
+def test_items_that_nobody_saw_have_the_prior_of_their_group():
+    """In every draw v = mu + kappa e, and they leave the bound as it is, however many there are."""
+    log = random_log(users=6, steps=3, slots=3, items=9, seed=13)
+    guide, found = SlateMeanField(), {}
+    for ids in (52, 12):
+        model = SlateGRU(ids, groups=torch.arange(ids) % 2, transition="linear", dim=2, dtype=F64)
+        if ids == 52:
+            params = moved(guide, model, log, width=0.1)
+        else:
+            params["items"] = {name: table[:12] for name, table in params["items"].items()}
+        plan = guide.plan(params, model, Batch(log), rng=0)
+        found[ids] = guide.terms(params, model, Batch(log), plan, 5).bound(1.0, 1.0)
+        if ids == 52:
+            values, _ = guide.sample(params, model, Batch(log), 400, rng=0)
+            group = model.groups[12:]
+            away = values["items"][:, 12:] - values["group_mean"][:, group]
+            away = away / values["group_scale"].clamp_min(1e-3)[:, group]
+    torch.testing.assert_close(found[52], found[12], rtol=0, atol=1e-6)
+    count = away.numel()
+    assert abs(float(away.mean())) < 4 * count**-0.5
+    assert abs(float(away.square().mean()) - 1) < 4 * (2 / count) ** 0.5
 
 
 # ---------------------------------------------------------------- minibatches
@@ -430,7 +535,10 @@ def test_item_three_counts_like_any_other():
     params = moved(guide, model, log)
     mean, _ = guide.user_laws(params, model, Batch(log))
     # The published weights sum to 1 - 2e-5.
-    torch.testing.assert_close(mean[0], params["items"]["loc"][3], rtol=3e-5, atol=0)
+    centre, spread = params["group_mean"]["loc"][0], params["group_scale"]["loc"][0].exp()
+    own = (params["items"][name][3] for name in ("loc", "log_scale"))
+    expected, _ = conditional_moments(*own, centre, spread)
+    torch.testing.assert_close(mean[0], expected, rtol=3e-5, atol=1e-4)
     assert not mean[1].any()
 
 
