@@ -147,6 +147,10 @@ class LlamaCppLM:
     @property
     def vocabulary(self) -> Sequence[str]:
         """Text of each token id; of those that end the sequence, the empty string."""
+        return self._texts
+
+    @functools.cached_property
+    def _texts(self) -> tuple[str, ...]:
         return tuple(piece.decode(errors="replace") for piece in self._pieces)
 
     def start(self, prompt: Prompt) -> Prefix:
