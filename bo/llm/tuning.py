@@ -7,7 +7,7 @@ hybrid and points around the best ones form a pool, the language model predicts 
 acquisition function of the hybrid chooses. Where it has not, the plain process chooses, as if there
 were no language model, and that is asked about the one chosen point only: so that it can earn trust
 later. A prediction that was made before a point was evaluated is evidence once its outcome is told,
-so evidence costs no further question.
+so evidence costs no further question; all rows are asked about again when the history has doubled.
 
 Nothing that a language model does, or fails to do, makes an ask fail: what cannot be used is
 counted in the report, and the plain process goes on.
@@ -388,6 +388,7 @@ class Adviser:
         self.ledger = _Ledger(spec, known)
         self._kept = {"start": known["start"]} if "start" in known else {}
         said = _said_of(known, data.X.shape[1])
+        self._rows = int(known.get("rows", len(data.X)))
         if spec.trust == "learned":
             said = self._completed(said)
         self.said = said
@@ -417,14 +418,21 @@ class Adviser:
             {
                 "members": self.hybrid.warm_state,
                 "said": kept._asdict(),
+                "rows": self._rows,
                 **self._kept,
                 **report,
             }
         )
 
     def _completed(self, said: Said) -> Said:
-        """Ask about rows that nothing was said about yet, each without its own outcome."""
+        """Ask about rows that nothing was said about yet, each without its own outcome.
+
+        Once the history has doubled all rows are asked about again: a longer history may have
+        taught the language model better, or it may be another one by now.
+        """
         missing = (places(self.data.X, said.X) < 0).nonzero()[:, 0].tolist()
+        if len(self.data.X) >= 2 * self._rows:
+            missing = list(range(len(self.data.X)))
         if not missing or len(self.data.X) < 3:
             return said
         speaker = self.spec.speaker()
@@ -449,7 +457,11 @@ class Adviser:
             return Said(X[good], left.mean[good], left.sd[good])
 
         new = self.ledger.call("predictions of the history", len(missing), ask)
-        return said if new is None else said | new
+        if new is None:
+            return said
+        if len(missing) == len(self.data.X):
+            self._rows = len(self.data.X)
+        return said | new
 
     def ask_about(self, X: Tensor) -> Said:
         """Ask the language model about points [point, feature], given the whole history.

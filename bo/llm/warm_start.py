@@ -109,7 +109,7 @@ class LLMWarmStart:
                 rng=stream(seed, "warm start", turn),
             )[0]
             if step.reason in ("failed", "budget"):
-                reasons = [step.reason] * missing
+                reasons: list[str] = [step.reason] * missing
             else:
                 read = serialiser.parse_json_list(step.text)[:missing]
                 reasons = [

@@ -93,7 +93,7 @@ class OracleLM:
         >>> prefixes = [lm.start("6 times 7: ##")] * 4
         >>> rng = torch.Generator().manual_seed(1)
         >>> [step.text for step in lm.generate(prefixes, stop=["##"], max_tokens=20, rng=rng)]
-        [' 42 ##', ' 42 ##', ' 42 ##', '##']
+        [' 42 ##', ' 42 ##', ' about a half ##', ' 42 ##']
     """
 
     def __init__(
