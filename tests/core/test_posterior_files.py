@@ -331,6 +331,7 @@ def examples():
     yield from fitted_network_examples()
     yield from slate_examples()
     yield from tensor_examples()
+    yield from language_examples()
 
 
 def slate_examples():
@@ -446,6 +447,15 @@ def tensor_examples():
     yield "masked tensor", noisy
     yield "counted tensor", FunBaT((2, 3), noise=PoissonNoise(level=3.0))
     yield "labelled tensor", FunBaT(2, noise=BernoulliNoise(offset=0.5))
+
+
+def language_examples():
+    """Language models that are whole in a file, and what they generate from."""
+    from probkit.models.language import MarkovLM, Prefix
+
+    lm = MarkovLM([0.5, 0.5], [[0.9, 0.1], [0.2, 0.8]], end=[0.0, 0.1], symbols=["a", "\n"])
+    yield "chain of letters", lm
+    yield "prefix", [lm.start("go"), Prefix((("user", "hi"),), (1, 2), 1, "b")]
 
 
 def names_in(structure):
