@@ -77,6 +77,8 @@ def surrogate_of(surrogate: Any, options: Mapping[str, Any] | None = None) -> Su
 def _made(kind: Callable[..., Any], options: Mapping[str, Any]) -> Surrogate:
     try:
         made: Surrogate = kind(**options)
+    except CapabilityError:  # a TypeError, too
+        raise
     except TypeError as error:
         raise DataError(f"surrogate options: {error}") from None
     return made

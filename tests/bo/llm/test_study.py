@@ -1,4 +1,4 @@
-"""``Study(surrogate="llm")``: the same search as without, better with good advice, never a failure."""
+"""``Study(surrogate="llm")``: better with good advice, the same with bad advice, no failure."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_helper_is_trusted() -> None:
 
 
 def test_lost_trust_comes_back() -> None:
-    """A model that lies about early points and then tells the truth is heard in the end."""
+    """A model that lies at first and then tells the truth is heard once the history doubles."""
     script = GPScript(SPACE, truth=loss, sd=0.01)
     liar = GPScript(SPACE, truth=loss, sd=0.01, adversarial=True)
     honest = False
@@ -85,14 +85,13 @@ def test_lost_trust_comes_back() -> None:
     def answer(prompt: str, rng: torch.Generator) -> str:
         return (script if honest else liar).answer(prompt, rng)
 
-    made = study(OracleLM(answer), n=5)
+    made = study(OracleLM(answer), n=6)
     assert made.advice["trusted"] is False
     honest = True
-    # Truth outweighs the four lies once the old predictions are few among the new.
-    made.optimize(loss, 12)
-    weights = made.advice["weights"]
-    assert weights["gp"] < 1.0
-    assert made.usage.calls > 0
+    made.optimize(loss, 2)
+    assert made.advice["trusted"] is False  # four lies still stand against it
+    made.optimize(loss, 1)  # eight rows: twice the first four, so all are asked about again
+    assert made.advice["trusted"] is True
 
 
 # ---------------------------------------------------------------------- never a failure
@@ -155,27 +154,28 @@ def test_warm_start_gives_half_of_the_initial_points() -> None:
 
 
 def test_resumed_study_asks_for_the_same(tmp_path: Path) -> None:
-    whole = study(oracle(), warm_start=None, n=8)
+    whole = study(oracle(), warm_start=None, n=7)
     half = study(oracle(), warm_start=None, n=5, storage=tmp_path / "a.db")
     spent = half.usage
     del half
     again = Study.load(tmp_path / "a.db", options={"lm": oracle()})
     assert again.usage == spent
-    again.optimize(loss, 3)
+    again.optimize(loss, 2)
     assert points(again) == points(whole)
     assert again.usage.calls == whole.usage.calls
     assert again.advice == whole.advice
 
 
+@pytest.mark.slow
 def test_replayed_study_asks_for_the_same(tmp_path: Path) -> None:
-    told = study(RecordingLM(oracle(), tmp_path / "run.jsonl"), warm_start=None, n=7)
+    told = study(RecordingLM(oracle(), tmp_path / "run.jsonl"), warm_start=None, n=6)
     replay = ReplayLM(tmp_path / "run.jsonl")
-    again = study(replay, warm_start=None, n=7)
+    again = study(replay, warm_start=None, n=6)
     assert points(again) == points(told) and again.advice == told.advice
     assert replay.left == 0
     # A record that ends too early is one more way to fall silent.
-    beyond = study(ReplayLM(tmp_path / "run.jsonl"), warm_start=None, n=9)
-    assert points(beyond)[:7] == points(told) and "ReplayLM" in beyond.advice["note"]
+    beyond = study(ReplayLM(tmp_path / "run.jsonl"), warm_start=None, n=7)
+    assert points(beyond)[:6] == points(told) and "ReplayLM" in beyond.advice["note"]
 
 
 def test_file_holds_no_language_model(tmp_path: Path) -> None:
@@ -189,7 +189,9 @@ def test_file_holds_no_language_model(tmp_path: Path) -> None:
         settings = json.loads(file.execute("SELECT settings FROM probkit_studies").fetchone()[0])
     stored = settings["options"]["lm"]["__stored__"]
     assert stored["name"] == "a-model" and stored["language model"].endswith("OracleLM")
-    with pytest.raises(DataError, match=r"option 'lm' of this study, .*OracleLM a-model, is not st"):
+    with pytest.raises(
+        DataError, match=r"option 'lm' of this study, .*OracleLM a-model, is not st"
+    ):
         Study.load(path)
     loaded = Study.load(path, options={"lm": oracle()})
     assert loaded.settings.options["budget"] == Budget(calls=500)
@@ -227,6 +229,7 @@ def test_maximised_objective_is_told_as_it_is() -> None:
     assert "higher is better" in prompts[0] and "Performance: ## -" in prompts[0]
 
 
+@pytest.mark.slow
 def test_batches_pending_points_and_acquisitions() -> None:
     made = study(oracle(), n=5, acq="log_ei")
     assert made.advice == {} or "weights" in made.advice
@@ -244,8 +247,8 @@ def test_mixed_spaces() -> None:
         space, {"cost": "min"}, surrogate="llm", rng=0, initial=4,
         options={**FEW, "lm": OracleLM(GPScript(space, truth=cost))},
     )  # fmt: skip
-    made.optimize(cost, 7)
-    assert len(made.trials) == 7
+    made.optimize(cost, 5)
+    assert made.advice["asked"] > 0 and len(made.trials) == 5
 
 
 def test_predictions_and_calibration_ask_nothing() -> None:
@@ -279,7 +282,9 @@ def test_bad_options(options: dict[str, Any], error: type[Exception], text: str)
 
 
 def test_bad_studies() -> None:
-    with pytest.raises(CapabilityError, match="expected one objective and no constraints, got a, b"):
+    with pytest.raises(
+        CapabilityError, match="expected one objective and no constraints, got a, b"
+    ):
         Study(SPACE, {"a": "min", "b": "min"}, surrogate="llm", rng=0,
               options={"lm": oracle()}).ask()  # fmt: skip
     card = ProblemCard("a model", "loss", "max")
