@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,6 +52,8 @@ def record(
 
 def _entries(parents: Tensor | None, values: Particles | None) -> int:
     """Size of a generation, in entries of four bytes."""
+    if values is None:
+        return 0 if parents is None else len(parents)
     tensors = [leaf for leaf in leaves(values) if isinstance(leaf, Tensor)]
     bytes_ = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     return (0 if parents is None else len(parents)) + bytes_ // 4
@@ -88,15 +91,16 @@ def _distinct(parents: Tensor, size: int) -> tuple[Tensor, Tensor]:
 def survivors(genealogy: Genealogy) -> Tensor:
     """Count, for each step, the particles with offspring in the last one: [step]."""
     counts = []
-    alive: Tensor | None = None
+    alive: np.ndarray[Any, Any] | None = None
     for number in reversed(range(len(genealogy))):
         generation = genealogy[number]
         count = generation["size"] if alive is None else len(alive)
         counts += [count] * generation["steps"]
-        parents = generation["parents"]
-        if parents is not None:
-            parents = parents if alive is None else parents.index_select(0, alive)
-            alive = _distinct(parents, genealogy[number - 1]["size"])[0]
+        if generation["parents"] is not None:
+            parents = generation["parents"].cpu().numpy()
+            used = np.zeros(genealogy[number - 1]["size"], dtype=bool)
+            used[parents if alive is None else parents[alive]] = True
+            alive = np.flatnonzero(used)
     return torch.tensor(counts[::-1], dtype=torch.int64)
 
 

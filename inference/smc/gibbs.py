@@ -20,6 +20,7 @@ from probkit.inference.smc.filters import (
     find_proposal,
     from_tree,
     named,
+    named_costs,
     number_of_steps,
     to_tree,
 )
@@ -352,11 +353,12 @@ class ParticleGibbs(Sampler):
         """Collect the paths."""
         if kept is not None and "path" in kept:
             stats = {name: value for name, value in kept.items() if name != "path"}
+            stats = named_costs(stats, state["spent"])
             return make_posterior(problem, Draws(kept["path"]), sample_stats=stats)
         if kept is None:
             kept = no_stats(state, number_of_steps(problem.model, problem.data))
         objects, log_weights = _population(state, int(kept["ess"].shape[1]))
-        stats = dict(kept)
+        stats = named_costs(kept, state["spent"])
         attrs: dict[str, Any] = {}
         if hooks.can_finish_early(problem.model):  # chains may differ in length: fill them up
             size = max(self.draws, self.n)
@@ -434,7 +436,7 @@ def no_stats(state: Tree, steps: int) -> dict[str, Tensor]:
     return {
         "renewed": torch.zeros(1, 0, steps, dtype=torch.bool),
         "ess": torch.zeros(1, 0, steps, dtype=torch.float64),
-        **{name: value[:, :0] for name, value in cost_stats(costs).items()},
+        **named_costs({name: value[:, :0] for name, value in cost_stats(costs).items()}, costs),
     }
 
 

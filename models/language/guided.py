@@ -12,6 +12,7 @@ Carlo). A finished answer stays as it is: G_t = 1 from then on.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -43,6 +44,7 @@ from probkit.rng import Rng, stream
 
 __all__ = ["GuidedGeneration"]
 
+_COSTS = tuple(field.name for field in fields(Usage))
 _NEVER = -math.inf
 _REDRAWS = 3
 _CLIP = 1e-7  # scores are kept this far from 0 and 1 before odds are taken, as its-hub does
@@ -127,7 +129,7 @@ class GuidedGeneration(Model):
         _check_compat(self)
         _check_proposal(self)
 
-    @property
+    @functools.cached_property
     def kind(self) -> Literal["per_step", "value"]:
         """Which kind of potential it has."""
         return kind_of(self.potential)
@@ -230,8 +232,10 @@ class GuidedGeneration(Model):
 
     def meter(self) -> dict[str, float]:
         """Return what the language models have cost since they were made."""
-        usage = self.lm.usage + (self.proposal.usage if self._other else Usage())
-        return {field.name: getattr(usage, field.name) for field in fields(usage)}
+        usage = self.lm.usage
+        if self._other:
+            usage = usage + self.proposal.usage
+        return {name: getattr(usage, name) for name in _COSTS}
 
     def exhausted(self, spent: Mapping[str, float]) -> str | None:
         """Return which limit of the budget is reached, in words; None while there is room."""
@@ -340,7 +344,7 @@ class GuidedGeneration(Model):
 
     # ---------------------------------------------------------------- parts
 
-    @property
+    @functools.cached_property
     def _other(self) -> bool:
         """Whether another language model proposes."""
         return self.proposal is not None and not isinstance(self.proposal, Law)

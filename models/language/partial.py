@@ -45,12 +45,12 @@ class Partial(NamedTuple):
     @property
     def dead(self) -> bool:
         """Whether its weight is zero for good."""
-        return self.log_potential == _DEAD or self.log_increment == _DEAD
+        return self.log_potential == _DEAD
 
     @property
     def idle(self) -> bool:
         """Whether no further step can change it: finished, dead, or stopped by a budget."""
-        return self.finished or self.dead or self.reason == "budget"
+        return self.finished or self.log_potential == _DEAD or self.reason == "budget"
 
 
 def step_between(old: Partial, new: Partial) -> Continuation:
