@@ -244,7 +244,7 @@ class LLMCandidates:
 
         def probe(rows: int) -> Prompt:
             first = by_length[:rows]
-            padded = goal + "\n" + answers[by_length[0]]  # room for the answer
+            padded = f"{goal}\n{serialiser.longest()}"  # room for the answer
             return writer.candidate([answers[k] for k in first], [scores[k] for k in first], padded)
 
         what = "LLMCandidates.propose"
@@ -260,7 +260,7 @@ class LLMCandidates:
     ) -> AnswerReport:
         """Ask until ``m`` points are found, at most ``rounds`` times."""
         starts = start_all(self.lm, prompts)
-        longest = max(len(serialiser.answer(p)) for p in self.space.sobol(8, rng=0)) + 16
+        longest = len(serialiser.longest()) + 16
         report = AnswerReport()
         for turn in range(self.rounds):
             missing = m - len(pool)

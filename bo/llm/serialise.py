@@ -16,6 +16,7 @@ import json
 import math
 import re
 import unicodedata
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple
@@ -161,6 +162,12 @@ class Serialiser:
         ]
         return "{" + ", ".join(parts) + "}"
 
+    def longest(self) -> str:
+        """Return a row as long as any, with all parameters."""
+        return ", ".join(
+            f"{self._shown[name]} is {form.longest()}" for name, form in self._formats.items()
+        )
+
     def rounded(self, params: Params) -> dict[str, Any]:
         """Return the configuration that is printed: values to their printed precision."""
         known = self.space.check(params)
@@ -297,23 +304,28 @@ def _same(a: Any, b: Any) -> bool:
 # ---------------------------------------------------------------------- one parameter
 
 
-class _Format:
+class _Format(ABC):
     """How the values of one parameter are printed and read."""
 
+    @abstractmethod
     def text(self, value: Any) -> str:
-        raise AssertionError
+        """A value as it is printed."""
 
     def json(self, value: Any) -> str:
-        """As a JSON value."""
+        """A value as JSON."""
         return self.text(value)
 
+    @abstractmethod
     def read(self, text: str) -> Any:
         """The value of a text; raises ``_Rejected``."""
-        raise AssertionError
 
+    @abstractmethod
     def describe(self) -> str:
         """Type, range and precision in words."""
-        raise AssertionError
+
+    @abstractmethod
+    def longest(self) -> str:
+        """A text as long as that of any value."""
 
 
 class _Whole(_Format):
@@ -332,6 +344,9 @@ class _Whole(_Format):
         if not self.parameter.low <= value <= self.parameter.high:
             raise _Rejected("out of range")
         return int(value)
+
+    def longest(self) -> str:
+        return max(str(self.parameter.low), str(self.parameter.high), key=len)
 
     def describe(self) -> str:
         scale = ", on a logarithmic scale" if self.parameter.log else ""
@@ -354,6 +369,9 @@ class _Fixed(_Format):
         if not self.low <= value <= self.high:
             raise _Rejected("out of range")
         return value
+
+    def longest(self) -> str:
+        return max(self.text(self.low), self.text(self.high), key=len)
 
     def describe(self) -> str:
         return (
@@ -379,6 +397,10 @@ class _SignificantDigits(_Format):
             raise _Rejected("out of range")
         return value
 
+    def longest(self) -> str:
+        # Small numbers have leading zeros, large ones no point.
+        return max(self.text(self.low), self.text(self.high), f"{1:.{_SIGNIFICANT - 1}f}", key=len)
+
     def describe(self) -> str:
         return (
             f"number from {_plain(self.low)} to {_plain(self.high)}, on a logarithmic scale, "
@@ -399,6 +421,9 @@ class _Warped(_Format):
     def read(self, text: str) -> float:
         # The power of a printed bound may pass the bound by rounding.
         return min(max(10.0 ** self.logs.read(text), self.low), self.high)
+
+    def longest(self) -> str:
+        return self.logs.longest()
 
     def describe(self) -> str:
         return f"base-10 logarithm of the value, {self.logs.describe()}"
@@ -430,6 +455,9 @@ class _Choice(_Format):
             if printed == text.strip():
                 return choice
         raise _Rejected("unknown choice")
+
+    def longest(self) -> str:
+        return max((text for _, text in self.texts), key=len)
 
     def describe(self) -> str:
         order = ", in this order" if self.ordered else ""

@@ -559,7 +559,7 @@ class LLMModel(Model):
         """Rows of the history that stand in prompts."""
         spec, n = self.spec, len(metric)
         # The longest row stands for any candidate, with room for the answer behind it.
-        longest = max((self._serialiser.row(p) for p in metric.params), key=len)
+        longest = self._serialiser.longest()
         score = print_score(max(metric.scores.tolist(), key=abs), self.decimals)
         self.rows = list(range(n))
         by_length = sorted(

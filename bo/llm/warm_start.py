@@ -94,7 +94,7 @@ class LLMWarmStart:
         serialiser = Serialiser(self.space, warp=self.warp, anonymous=self.anonymous)
         writer = PromptWriter(serialiser, self.card, self.context, self.chat)
         pool, report = Pool(self.space, serialiser), AnswerReport()
-        longest = max(len(serialiser.to_json(p)) for p in self.space.sobol(8, rng=0)) + 8
+        longest = len(serialiser.longest()) + 2 * len(self.space) + 8  # quotation marks
         stop = () if _holds_bracket(self.space) else ("]",)
         for turn in range(self.rounds):
             missing = n - len(pool)

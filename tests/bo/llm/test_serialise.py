@@ -63,6 +63,15 @@ def test_printing_moves_values_by_less_than_a_step(name):
                 assert value == params[key]
 
 
+@pytest.mark.parametrize("warp", [False, True])
+@pytest.mark.parametrize("name", SPACES)
+def test_no_row_is_longer_than_the_longest(name, warp):
+    space = SPACES[name]
+    text = Serialiser(space, warp=warp)
+    codes = space.random_codes(200, rng=torch.Generator().manual_seed(3))
+    assert all(len(text.row(p)) <= len(text.longest()) for p in space.from_codes(codes))
+
+
 def test_decimals_follow_the_lower_bound_or_what_is_given():
     space = Space(a=Float(0.01, 0.99), b=Float(0.5, 2.0))
     by_bound = Serialiser(space, decimals="bound")
