@@ -87,7 +87,7 @@ class Block:
 
 
 def _widened(buffer: Tensor, more: int) -> Tensor:
-    extra = buffer.new_zeros((*buffer.shape[:3], more, buffer.shape[-1]))
+    extra = buffer.new_empty((*buffer.shape[:3], more, buffer.shape[-1]))
     return torch.cat([buffer, extra], -2)
 
 
@@ -141,7 +141,7 @@ class PrefixCache:
         picks = [self._find(ids, len(ids) - count) for ids, count in wanted]
         block = self._continued(wanted, picks, room)
         if block is not None:
-            logits = [rows[-1:] for rows in self.feed(block, [ids[-1:] for ids, _ in wanted])]
+            logits = list(self.feed(block, [ids[-1:] for ids, _ in wanted]))
             self.computed += len(wanted)
         else:
             block, logits = self._computed(wanted, picks, room)
@@ -151,7 +151,14 @@ class PrefixCache:
         self.remember(block)
         return block, [logits[row] for row in rows]
 
-    def feed(self, block: Block, new: Sequence[Ids], live: Sequence[bool] | None = None) -> Tensor:
+    def feed(
+        self,
+        block: Block,
+        new: Sequence[Ids],
+        live: Sequence[bool] | None = None,
+        *,
+        keep: int = 1,
+    ) -> Tensor:
         """Run the model on new tokens of every row of a block, which must be aligned.
 
         Args:
@@ -159,9 +166,10 @@ class PrefixCache:
                 behind.
             new: New tokens of each row.
             live: Rows that are to grow; the others run along and keep what they stand for.
+            keep: Number of columns whose logits are wanted.
 
         Returns:
-            Logits [row, column, token] of the new columns.
+            Logits [row, column, token] of the last ``keep`` of the new columns.
         """
         from probkit.models.language._hf_cache import BlockCache
 
@@ -177,6 +185,7 @@ class PrefixCache:
             position_ids=(columns - first[:, None]).clamp_max(self._context - 1),  # of padding
             past_key_values=BlockCache(block.keys, block.values, block.filled),
             use_cache=True,
+            logits_to_keep=keep,
         )
         block.filled += width
         for k, row in enumerate(new):
@@ -187,6 +196,23 @@ class PrefixCache:
     def fork(self, block: Block, rows: Sequence[int], room: int) -> Block:
         """Return copies of rows of a block, by index."""
         return self._assembled([_Pick(block, row, len(block.tokens[row])) for row in rows], room)
+
+    def remember(self, block: Block) -> None:
+        """Put a block last, and forget the oldest beyond the limit."""
+        self._blocks = [other for other in self._blocks if other is not block]
+        self._blocks.append(block)
+        total = 0
+        kept = []
+        for other in reversed(self._blocks):
+            total += other.nbytes
+            if total > self._limit and kept:
+                break
+            kept.append(other)
+        self._blocks = kept[::-1]
+
+    def forget(self) -> None:
+        """Forget all blocks."""
+        self._blocks = []
 
     # ---------------------------------------------------------------- parts
 
@@ -237,11 +263,15 @@ class PrefixCache:
         order: list[int] = []
         for members in groups.values():
             rests = [wanted[k][0][picks[k].count :] for k in members]
-            block = self._assembled([picks[k] for k in members], max(map(len, rests)) + room)
-            logits = self.feed(block, rests)
+            width = max(map(len, rests))
+            begins = [len(rest) - wanted[k][1] for k, rest in zip(members, rests, strict=True)]
+            block = self._assembled([picks[k] for k in members], width + room)
+            skipped = min(begins)
+            logits = self.feed(block, rests, keep=width - skipped)
             self.computed += sum(map(len, rests))
-            for row, (k, rest) in enumerate(zip(members, rests, strict=True)):
-                found[k] = logits[row, len(rest) - wanted[k][1] : len(rest)]
+            for row, k in enumerate(members):
+                begin = begins[row] - skipped
+                found[k] = logits[row, begin : begin + wanted[k][1]]
             blocks.append(block)
             order += members
         whole = blocks[0]
@@ -264,6 +294,9 @@ class PrefixCache:
         for row, pick in enumerate(picks):
             first.append(filled - pick.count)
             tokens.append(pick.block.tokens[pick.row][: pick.count] if pick.block else ())
+            if first[-1]:  # Columns that nobody attends to must hold finite numbers.
+                keys[:, row, :, : first[-1]] = 0.0
+                values[:, row, :, : first[-1]] = 0.0
             if pick.block is not None:
                 begin = pick.block.first[pick.row]
                 source = slice(begin, begin + pick.count)
@@ -271,23 +304,10 @@ class PrefixCache:
                 values[:, row, :, first[-1] : filled] = pick.block.values[:, pick.row, :, source]
         return Block(keys, values, tokens, first, filled)
 
-    def remember(self, block: Block) -> None:
-        """Put a block last, and forget the oldest beyond the limit."""
-        self._blocks = [other for other in self._blocks if other is not block]
-        self._blocks.append(block)
-        total = 0
-        kept = []
-        for other in reversed(self._blocks):
-            total += other.nbytes
-            if total > self._limit and kept:
-                break
-            kept.append(other)
-        self._blocks = kept[::-1]
-
 
 def _allocated(empty: Tensor, rows: int, columns: int) -> Tensor:
     layers, _, heads, _, dim = empty.shape
-    return empty.new_zeros(layers, rows, heads, columns, dim)
+    return empty.new_empty(layers, rows, heads, columns, dim)
 
 
 def _probe(model: Any) -> tuple[Tensor, Tensor]:

@@ -55,7 +55,8 @@ class TransformersLM:
     Attributes:
         context: Number of tokens that the model reads, the answer included.
         end_ids: Ids of the tokens that end the sequence.
-        tokenizer: The tokenizer of transformers.
+        model: The model of transformers.
+        tokenizer: Its tokenizer.
 
     Raises:
         MissingExtraError: transformers is not installed.
@@ -95,7 +96,7 @@ class TransformersLM:
                 "TransformersLM: a loaded model needs its tokenizer: "
                 "TransformersLM(model, tokenizer)"
             )
-        self._model = model.eval() if device is None else model.eval().to(device)
+        self.model = model.eval() if device is None else model.eval().to(device)
         self.tokenizer = tokenizer
         config = model.config.get_text_config(decoder=True)
         self.context = int(getattr(config, "max_position_embeddings", None) or 2**31)
@@ -104,10 +105,15 @@ class TransformersLM:
         self._text = TokenText(tokenizer, self._size, self.end_ids)
         self._meter, self._lock = Meter(), threading.RLock()
         with torch.no_grad():
-            self._cache = PrefixCache(self._model, self.context, cache_bytes)
+            self._cache = PrefixCache(self.model, self.context, cache_bytes)
 
     def __repr__(self) -> str:
-        return f"TransformersLM({type(self._model).__name__}, {self._size} tokens)"
+        return f"TransformersLM({type(self.model).__name__}, {self._size} tokens)"
+
+    def forget(self) -> None:
+        """Free the keys and values that are kept between calls."""
+        with self._lock:
+            self._cache.forget()
 
     # ---------------------------------------------------------------- the protocol
 

@@ -44,7 +44,7 @@ def test_forked_caches_give_the_logits_of_reading_again(smollm):
     found = smollm.next_log_probs(prefixes)
     for row, p in zip(found, prefixes, strict=True):
         with torch.no_grad():
-            logits = smollm._model(input_ids=torch.tensor([p.tokens])).logits[0, -1]
+            logits = smollm.model(input_ids=torch.tensor([p.tokens])).logits[0, -1]
         assert float((row - torch.log_softmax(logits.double(), -1)).abs().max()) < 1e-4
     given = torch.tensor([step.log_p for step in steps]).double()
     torch.testing.assert_close(smollm.score([prefix] * 4, steps), given, atol=1e-4, rtol=0)
