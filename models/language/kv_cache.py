@@ -202,7 +202,7 @@ class PrefixCache:
         self._blocks = [other for other in self._blocks if other is not block]
         self._blocks.append(block)
         total = 0
-        kept = []
+        kept: list[Block] = []
         for other in reversed(self._blocks):
             total += other.nbytes
             if total > self._limit and kept:

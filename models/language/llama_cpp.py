@@ -262,7 +262,7 @@ class LlamaCppLM:
         if answer is None:
             return DEAD_END
         tokens, log_q = answer.tokens, answer.log_probs
-        if len(tokens) != answer.count:  # Parts of characters are not reported: ask which.
+        if len(tokens) != answer.made:  # Parts of characters are not reported: ask which.
             found = self._ask("/completion", {**request, "return_tokens": True, "n_probs": 0})
             tokens = tuple(found["tokens"])
             log_q = self._log_probs(law, prefix, ids, tokens)
@@ -277,7 +277,7 @@ class LlamaCppLM:
         text = self._text(prefix, tokens)
         if reason == "length" and stop_end(text, len(text), stop):
             reason = "stop"
-        return Continuation(tokens, text, sum(log_q), sum(log_p), reason, answer.count)
+        return Continuation(tokens, text, sum(log_q), sum(log_p), reason, answer.made)
 
     def _drawn_here(
         self,
@@ -493,7 +493,7 @@ class _Drawn(NamedTuple):
 
     tokens: Ids
     log_probs: list[float]
-    count: int
+    made: int
 
 
 def _told(chunk: Mapping[str, Any]) -> list[dict[str, Any]]:

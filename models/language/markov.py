@@ -283,13 +283,13 @@ class MarkovLM:
 
     def _states(self, prefixes: Sequence[Prefix]) -> Tensor:
         """States of the chain after prefixes, [n]."""
-        index = self._chain.index
+        states = self._chain.states
         ends = [
             p.generated[-self.order :] if p.tokens or not p.text else self._history(p)
             for p in prefixes
         ]
         try:
-            return torch.tensor([index[history] for history in ends], dtype=torch.long)
+            return torch.tensor([states[history] for history in ends], dtype=torch.long)
         except KeyError:
             for history in ends:
                 self._ids(history)
@@ -363,12 +363,12 @@ class _Chain(NamedTuple):
     Attributes:
         log_probs: Of the next token, the end last, [state, token].
         after: State after a symbol, [state, symbol].
-        index: State of a history.
+        states: State of a history.
     """
 
     log_probs: Tensor
     after: Tensor
-    index: Mapping[tuple[int, ...], int]
+    states: Mapping[tuple[int, ...], int]
 
     @classmethod
     def of(cls, initial: Sequence[Tensor], transition: Tensor, end: Tensor) -> _Chain:
