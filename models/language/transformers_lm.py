@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -346,13 +347,14 @@ def _load(source: str | Path, dtype: torch.dtype) -> tuple[Any, Any]:
 
 @contextlib.contextmanager
 def _without_bars() -> Iterator[None]:
-    """Keep transformers from drawing progress bars."""
+    """Keep transformers, and its reader of GGUF files, from drawing progress bars."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         if shown:
             logging.enable_progress_bar()
