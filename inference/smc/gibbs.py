@@ -190,7 +190,12 @@ def _ancestors(
         return multinomial(cloud.weights, n, rng)
     if ancestor_sampling and hooks.grafts(model):
         log_future = model.log_future(t, cloud.particles, reference, data)
-        own = multinomial(torch.softmax(cloud.log_weights + log_future, 0), 1, rng)
+        if bool(log_future[-1].isfinite()):
+            own = multinomial(torch.softmax(cloud.log_weights + log_future, 0), 1, rng)
+        else:
+            # Its own past could not be scored (a server may fail): the reference keeps it. Without
+            # it among them, a draw from the others would not leave the target as it is.
+            own = torch.tensor([n - 1], device=cloud.log_weights.device)
     elif ancestor_sampling:
         one = take(reference, torch.tensor([t + 1]))
         own = backward_draws(model, t, cloud, one, 1, data, exact=True, rng=rng).ancestors[0]

@@ -396,9 +396,16 @@ class GuidedGeneration(Model):
             log_p = [_NEVER] * len(drawn)
             for k, value in zip(kept, scores.tolist(), strict=True):
                 log_p[k] = value
-        return [
+        ratios = [
             _NEVER if p == _NEVER else p - step.log_q for p, step in zip(log_p, drawn, strict=True)
         ]
+        if any(math.isnan(r) for r, s in zip(ratios, drawn, strict=True) if s.reason != "failed"):
+            raise CapabilityError(
+                f"a proposal needs log p and log q of every step; {type(self.lm).__name__} did not "
+                "tell them for this law (a server may report log probabilities of its own law "
+                "only). Use proposal=None, or a back end in this process"
+            )
+        return ratios
 
     def log_ratio_of(self, prefix: Prefix, step: Continuation) -> float:
         """Return log p / q of a given step."""

@@ -62,7 +62,8 @@ def score_under(
     if not prefixes:
         return torch.zeros(0, dtype=torch.float64)
     if is_plain(law):
-        return lm.score(prefixes, steps).double()
+        # NaN: a request that failed for good, whose particle then has no weight.
+        return lm.score(prefixes, steps).double().nan_to_num(nan=-math.inf, neginf=-math.inf)
     return _token_by_token(lm, law, prefixes, steps)
 
 
