@@ -49,7 +49,7 @@ _LOG = logging.getLogger("probkit.language")
 _T = TypeVar("_T")
 _Job = Callable[[], Coroutine[Any, Any, Any]]
 _LISTED = 2000  # alternatives among which a token is looked up
-_FAILED = Continuation((), "", -math.inf, -math.inf, "failed", 0)
+_FAILED = Continuation((), "", math.nan, math.nan, "failed", 0)
 _OVER = Continuation((), "", 0.0, 0.0, "budget", 0)
 _ROUTES = {
     "auto": ("completions", "chat"),
@@ -273,8 +273,8 @@ class OpenAILM:
     def score(self, prefixes: Sequence[Prefix], steps: Sequence[Continuation]) -> Tensor:
         """Return log p(step | prefix) at temperature 1, [n], float64.
 
-        A step whose request failed for good, or that the budget forbade to send, has minus
-        infinity. llama.cpp takes one request a token.
+        A step whose request failed for good, or that the budget forbade to send, has NaN: it is
+        unknown, not impossible. llama.cpp takes one request a token.
 
         Raises:
             CapabilityError: The server does not tell log probabilities of given text, or not of
@@ -301,12 +301,12 @@ class OpenAILM:
                 )
         until, _ = self._until()
         if until is None or not len(steps):
-            return torch.full((len(steps),), -math.inf, dtype=torch.float64)
+            return torch.full((len(steps),), math.nan, dtype=torch.float64)
         jobs = [
             partial(self._scored, profile, prefix, step, until)
             for prefix, step in zip(prefixes, steps, strict=True)
         ]
-        totals = self._together(jobs, until, -math.inf)
+        totals = self._together(jobs, until, math.nan)
         return torch.tensor(totals, dtype=torch.float64)
 
     def next_log_probs(self, prefixes: Sequence[Prefix]) -> Tensor:
@@ -428,7 +428,7 @@ class OpenAILM:
             return math.fsum(piece.log_prob for piece in pieces)
         except (FailedError, OverBudgetError, MalformedError, KeyError, ValueError) as error:
             _LOG.warning("a step could not be scored: %s", error)
-            return -math.inf
+            return math.nan
 
     async def _forced(
         self,

@@ -47,6 +47,7 @@ class Variant:
     usage: bool = True
     key: str = ""  # wanted; repeated by error messages, as careless servers do
     model: str = "markov"
+    context: int = 200
 
 
 KNOWN = {
@@ -95,7 +96,7 @@ class OpenAIServer(HttpServer):
         if v.key and given != f"Bearer {v.key}":
             return 401, {"error": {"message": f"Incorrect API key provided: {given}"}}
         if request.path == "/v1/models":
-            return 200, {"object": "list", "data": [{"id": v.model, "max_model_len": 200}]}
+            return 200, {"object": "list", "data": [{"id": v.model, "max_model_len": v.context}]}
         body = json.loads(request.body) if request.body else {}
         if request.path == "/tokenize" and v.vllm:
             if "messages" in body:
@@ -120,8 +121,8 @@ class OpenAIServer(HttpServer):
         else:
             raw = body["prompt"]
             prompt = raw if isinstance(raw, str) else self.decode(raw)
-        if len(prompt) > 200:
-            return 400, {"error": {"message": "This model's maximum context length is 200 tokens"}}
+        if len(prompt) > v.context:
+            return 400, {"error": {"message": f"the maximum context length is {v.context} tokens"}}
         top = None
         if v.logprobs and body.get("logprobs") is not None and body["logprobs"] is not False:
             top = body.get("top_logprobs", 0) if chat else body["logprobs"]
@@ -188,7 +189,8 @@ class OpenAIServer(HttpServer):
         if v.vllm and body.get("return_token_ids"):
             choice |= {"token_ids": tokens, "prompt_token_ids": self.encode(prompt)}
         if v.vllm and body.get("prompt_logprobs") is not None:
-            choice["prompt_logprobs"] = self.prompt_rows(prompt)
+            ends = isinstance(body["prompt"], list) and body["prompt"][-1] == len(SYMBOLS)
+            choice["prompt_logprobs"] = self.prompt_rows(prompt, ends)
         return choice, step.n_tokens
 
     def rows(self, tail: str, tokens: list[int], law: Law) -> list[torch.Tensor]:
@@ -226,11 +228,14 @@ class OpenAIServer(HttpServer):
         logged["token_logprobs"] = before + logged["token_logprobs"]
         logged["top_logprobs"] = [None] * len(prompt) + logged["top_logprobs"]
 
-    def prompt_rows(self, prompt: str) -> list[dict[str, Any] | None]:
+    def prompt_rows(self, prompt: str, ends: bool) -> list[dict[str, Any] | None]:
         ids = self.encode(prompt)
         rows: list[dict[str, Any] | None] = [None]
         for k in range(1, len(prompt)):
             rows.append({str(ids[k]): {"logprob": self.log_prob_at(prompt, k), "rank": 1}})
+        if ends:
+            row = self.lm.next_log_probs([self.prefix(self.tail(prompt))])[0]
+            rows.append({str(len(SYMBOLS)): {"logprob": max(float(row[-1]), -1e4), "rank": 1}})
         return rows
 
     def log_prob_at(self, prompt: str, k: int) -> float:
