@@ -332,6 +332,7 @@ def examples():
     yield from slate_examples()
     yield from tensor_examples()
     yield from language_examples()
+    yield from rating_examples()
 
 
 def slate_examples():
@@ -451,11 +452,58 @@ def tensor_examples():
 
 def language_examples():
     """Language models that are whole in a file, and what they generate from."""
-    from probkit.models.language import MarkovLM, Prefix
+    from probkit.models.language import GuidedGeneration, Law, MarkovLM, Partial, Prefix, Steps
+    from probkit.models.language.potentials import RegexPotential
 
     lm = MarkovLM([0.5, 0.5], [[0.9, 0.1], [0.2, 0.8]], end=[0.0, 0.1], symbols=["a", "\n"])
+    steps = Steps(stop=(), max_tokens=2, max_steps=3, final="\n")
+    hot = Law(temperature=2.0)
+    yield "guided", GuidedGeneration(lm, RegexPotential("a+"), steps=steps, proposal=hot)
+    dead = {"log_potential": -math.inf, "log_increment": -math.inf}
+    yield "partial", [Partial(lm.start("go")), Partial(lm.start("go"), **dead, reason="failed")]
     yield "chain of letters", lm
     yield "prefix", [lm.start("go"), Prefix((("user", "hi"),), (1, 2), 1, "b")]
+
+
+def rating_examples():
+    """What rates texts, and what is read from them."""
+    from probkit.models.arphmm import ARPHMM
+    from probkit.models.language import MarkovLM
+    from probkit.models.language.answers import JsonField, RegexGroup, calibrate_confidence, vote
+    from probkit.models.language.potentials import (
+        All,
+        AsSteps,
+        GrammarPotential,
+        JudgePotential,
+        LikelihoodPotential,
+        ModelLikelihood,
+        Power,
+        RegexPotential,
+        RewardPotential,
+        VerifierPotential,
+    )
+
+    number = JsonField("n", {"type": "integer", "minimum": 0})
+    yield "parsers", [number, RegexGroup("(a)b")]
+    yield "votes", [vote(["a", 1, None]), vote(["a", "b"], torch.zeros(2, 1))]
+    stated = torch.linspace(0, 1, 20)
+    right = stated > 0.4
+    yield (
+        "confidence",
+        [calibrate_confidence(stated, right, method=m) for m in ("isotonic", "platt")],
+    )
+    form, grammar = RegexPotential("a*"), GrammarPotential({"type": "object"}, "json")
+    likelihood = ModelLikelihood(ARPHMM(states=2), torch.zeros(2, 1), "weights")
+    verifier = VerifierPotential(number, kind="value", low=0.1)
+    judge = JudgePotential(MarkovLM([0.5, 0.5], [[0.9, 0.1], [0.2, 0.8]]), "Be brief.")
+    yield (
+        "ratings",
+        [
+            All([Power(form, 0.5), grammar, verifier, judge]),
+            AsSteps(LikelihoodPotential(likelihood, number), final="."),
+            RewardPotential(number, "min", batched=True),
+        ],
+    )
 
 
 def names_in(structure):

@@ -21,7 +21,7 @@ from probkit.models.language import (
 )
 from probkit.models.language.partial import step_between
 from probkit.models.language.scoring import score_under
-from tests.support.guided_toys import (
+from support.guided_toys import (
     PROMPT,
     Flaky,
     Local,

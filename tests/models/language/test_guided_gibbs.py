@@ -12,7 +12,7 @@ from probkit.inference.smc import conditional_sweep
 from probkit.inference.smc.parallel import log_potential_of, swap, tempered
 from probkit.models.language import Capabilities, Law, MarkovLM
 from probkit.models.language.grafting import Grafting
-from tests.support.guided_toys import (
+from support.guided_toys import (
     PROMPT,
     Flaky,
     Local,

@@ -13,7 +13,7 @@ from probkit.errors import DataError
 from probkit.inference import ParticleFilter, ParticleGibbs
 from probkit.inference.smc import evidence
 from probkit.models.language import Budget, MarkovLM, Partial, Prefix, Steps
-from tests.support.guided_toys import (
+from support.guided_toys import (
     PROMPT,
     Flaky,
     Local,
