@@ -359,6 +359,8 @@ def label_probability(
     lm: LanguageModel,
     prefixes: Sequence[Prefix],
     law: Law = Law(),  # noqa: B008 (frozen)
+    *,
+    prune: float = 1e-4,
 ) -> Tensor:
     """Return P(1) / (P(0) + P(1)) at the first token that holds a label, [n], float64.
 
@@ -369,6 +371,7 @@ def label_probability(
         lm: A model with ``logits``.
         prefixes: n prefixes.
         law: Temperature and nucleus of the tokens.
+        prune: Leading tokens of less probability are not followed.
     """
     texts = list(lm.vocabulary)
     found = torch.zeros(len(prefixes), 2, dtype=torch.float64)
@@ -387,7 +390,7 @@ def label_probability(
             found[node.root, 1] += node.mass * row[ones].sum()
             for token in lead:
                 mass = node.mass * float(row[token])
-                if mass > 1e-9:
+                if mass > prune:
                     old, text = node.prefix, node.prefix.text + texts[token]
                     prefix = Prefix(old.prompt, (*old.tokens, token), old.start, text)
                     below.append(_Node(node.root, node.text + texts[token], mass, prefix))
