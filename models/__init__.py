@@ -64,6 +64,7 @@ from probkit.models.state_space import (
 if TYPE_CHECKING:
     from probkit.models.language import (
         FiniteLM,
+        GuidedGeneration,
         LlamaCppLM,
         MarkovLM,
         OpenAILM,
@@ -73,6 +74,15 @@ if TYPE_CHECKING:
         TransformersLM,
         load_smollm2,
         smollm2_path,
+    )
+    from probkit.models.language.answers import answer_posterior
+    from probkit.models.language.potentials import (
+        GrammarPotential,
+        JudgePotential,
+        LikelihoodPotential,
+        RegexPotential,
+        RewardPotential,
+        VerifierPotential,
     )
     from probkit.models.sbl import (
         KroneckerSparseBayes,
@@ -84,6 +94,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ARPHMM",
     "BNN",
+    "PFN",
     "BurrXII",
     "CurveNormalizer",
     "CurvePrior",
@@ -96,15 +107,19 @@ __all__ = [
     "FunBaT",
     "GPPrior",
     "Gamma",
+    "GrammarPotential",
+    "GuidedGeneration",
     "HalfCauchy",
     "InSlateThompson",
     "InverseGamma",
+    "JudgePotential",
     "KroneckerSBL",
     "KroneckerSparseBayes",
     "LabelledData",
     "LayerwiseBNN",
     "LearningCurvePFN",
     "LightningCallback",
+    "LikelihoodPotential",
     "LinearGaussian",
     "LlamaCppLM",
     "LogNormal",
@@ -114,7 +129,6 @@ __all__ = [
     "OpenAILM",
     "OptunaPruner",
     "OracleLM",
-    "PFN",
     "PFNGuide",
     "PointMass",
     "PriorMatch",
@@ -122,7 +136,9 @@ __all__ = [
     "RVMClassifier",
     "RVMRegressor",
     "RecordingLM",
+    "RegexPotential",
     "ReplayLM",
+    "RewardPotential",
     "SamplePaths",
     "ScaleMixture",
     "ScaleMixtureClassifier",
@@ -143,8 +159,10 @@ __all__ = [
     "TensorData",
     "TransformersCallback",
     "TransformersLM",
+    "VerifierPotential",
     "WideEnsemble",
     "amortize",
+    "answer_posterior",
     "load_smollm2",
     "recommend",
     "sample_paths",
@@ -156,6 +174,8 @@ _ESTIMATORS = ("KroneckerSparseBayes", "RVMClassifier", "RVMRegressor", "SparseB
 #: Language models, which load on first use.
 _LANGUAGE = (
     "FiniteLM",
+    "GuidedGeneration",
+    "GuidedGeneration",
     "LlamaCppLM",
     "MarkovLM",
     "OpenAILM",
@@ -165,6 +185,14 @@ _LANGUAGE = (
     "TransformersLM",
     "load_smollm2",
     "smollm2_path",
+)
+_POTENTIALS = (
+    "GrammarPotential",
+    "JudgePotential",
+    "LikelihoodPotential",
+    "RegexPotential",
+    "RewardPotential",
+    "VerifierPotential",
 )
 
 
@@ -178,4 +206,12 @@ def __getattr__(name: str) -> Any:
         from probkit.models import language
 
         return getattr(language, name)
+    if name in _POTENTIALS:
+        from probkit.models.language import potentials
+
+        return getattr(potentials, name)
+    if name == "answer_posterior":
+        from probkit.models.language.answers import answer_posterior
+
+        return answer_posterior
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
