@@ -113,7 +113,7 @@ def _run(seed: int, steps: int) -> dict[str, float]:
         for name, draws in (("averaged", 100), ("plugged in", None)):
             terms = click_log_probs(post, log, draws=draws, rng=0)[mask]
             found[f"{item_prior}: nats a choice, {name}"] = -float(terms.mean())
-        sd = post.source.params[0]["items"]["log_scale"].mean(1)[3:]  # type: ignore[attr-defined]
+        sd = post.marginals["items"].stddev.log().mean(1)[3:]  # type: ignore[union-attr]
         seen = (1.0 + log.exposure()[3:]).log()
         pair = torch.stack([sd, seen.to(sd)])
         found[f"{item_prior}: correlation of log sd and log exposure"] = float(

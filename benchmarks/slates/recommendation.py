@@ -19,21 +19,30 @@ def _posterior(items: int) -> Any:
     import torch
 
     from probkit.models.slates import SlateGRU, SlateLog, SlateMeanField
+    from probkit.models.slates.item_law import UNKNOWN
     from probkit.posterior import Context, Posterior
     from probkit.sources import Fitted
 
     g = torch.Generator().manual_seed(0)
     log = SlateLog([[[1, 3, 4]]], [[3]], n_items=items + 3)
-    model = SlateGRU(items + 3, transition="linear", dim=_DIM)
+    group = torch.randint(_GROUPS, (items + 3,), generator=g)
+    group[:_GROUPS] = torch.arange(_GROUPS)
+    model = SlateGRU(items + 3, groups=group, transition="linear", dim=_DIM)
     guide = SlateMeanField(divergence="inclusion")
     params = dict(guide.init(model, log, rng=0))
     centre = torch.randn(_GROUPS, _DIM, generator=g)
-    group = torch.randint(_GROUPS, (items + 3,), generator=g)
+
+    def around(loc: Any, sd: float) -> dict[str, Any]:
+        return {"loc": loc, "log_scale": torch.full_like(loc, math.log(sd))}
+
+    params["group_mean"] = around(centre, 0.02)
+    params["group_scale"] = around(torch.full_like(centre, math.log(0.5)), 0.02)
     loc = centre[group] + 0.5 * torch.randn(items + 3, _DIM, generator=g)
     exposure = torch.rand(items + 3, 1, generator=g) ** 4 * 1000  # Few items are shown often.
-    log_scale = (0.5 / (1 + exposure).sqrt()).log().expand(-1, _DIM).contiguous()
+    # Standard deviations given the group are 0.5 / sqrt(1 + exposure).
+    log_scale = (0.5 / exposure.sqrt()).log().clamp_max(UNKNOWN).expand(-1, _DIM).contiguous()
     params["items"] = {"loc": loc, "log_scale": log_scale}
-    params["gamma"] = {"loc": torch.tensor(0.8), "log_scale": torch.tensor(math.log(0.02))}
+    params["gamma"] = around(torch.tensor(0.8), 0.02)
     return Posterior(Fitted(guide, [params]), model, Context(log))
 
 
@@ -41,14 +50,24 @@ def _naive(post: Any, history: Any, users: int) -> float:
     """Seconds a user: all vectors drawn for each slot, scored, and sorted down to a slate."""
     import torch
 
-    model = post.model
-    params = post.source.params[0]
-    loc, scale = params["items"]["loc"], params["items"]["log_scale"].exp()
+    from probkit.models.slates.item_law import conditional_moments
+
+    model, params = post.model, post.source.params[0]
+    items, group = params["items"], model.groups
     g = torch.Generator().manual_seed(0)
+
+    def drawn(own: Any) -> Any:
+        noise = torch.randn(own["loc"].shape, generator=g)
+        return own["loc"] + own["log_scale"].exp() * noise
+
     begin = time.process_time()
     for user in range(users):
         chosen: list[int] = []
         for _ in range(_SIZE):
+            mean, spread = drawn(params["group_mean"]), drawn(params["group_scale"]).exp()
+            loc, scale = conditional_moments(
+                items["loc"], items["log_scale"], mean[group], spread[group]
+            )
             vectors = loc + scale * torch.randn(loc.shape, generator=g)
             state = torch.zeros(_DIM)
             for item in history[user]:

@@ -201,7 +201,7 @@ class StoredDraws:
 
 def row_draws(
     post: Posterior, seed: int | None, *, temperature: float = 1.0
-) -> list[FitDraws] | list[StoredDraws]:
+) -> list[FitDraws | StoredDraws]:
     """Return the draws of each chain of a posterior; those of all chains are equally likely.
 
     A mean-field fit gives its tables; of any other posterior 256 draws are kept.
@@ -298,7 +298,7 @@ class ParameterDraws:
     values: Values
     n: int
     _post: Posterior
-    _draws: Sequence[FitDraws] | Sequence[StoredDraws]
+    _draws: Sequence[FitDraws | StoredDraws]
     _chains: Tensor
 
     def _by_chain(self) -> Iterator[tuple[FitDraws | StoredDraws, Tensor]]:
@@ -411,7 +411,7 @@ def best_chain(post: Posterior) -> int:
 
 
 def _handful(
-    post: Posterior, draws: Sequence[FitDraws] | Sequence[StoredDraws], n: int, seed: int
+    post: Posterior, draws: Sequence[FitDraws | StoredDraws], n: int, seed: int
 ) -> ParameterDraws:
     model, rows = model_of(post), torch.arange(n)
     chains = chain_of(rows, seed, len(draws))

@@ -381,10 +381,10 @@ class SlateMeanField(Guide):
         """Centres [user, step, dim] of the items clicked, at the places ``clicked`` of the rows."""
         if model.user_init == "zero" or self.users == "table":
             return loc.new_zeros(*clicked.shape, model.dim)  # Nobody asks.
-        centre = self.group_centres(params, model)
-        groups = model.group_moments(centre, plan.clicks.flatten())
-        own = (_taken(table, clicked).flatten(0, 1) for table in (loc, log_scale))
-        return conditional_moments(*own, *_of_rows(groups))[0].view(*clicked.shape, model.dim)
+        groups = model.group_moments(self.group_centres(params, model), plan.clicks.flatten())
+        own = [_taken(table, clicked).flatten(0, 1) for table in (loc, log_scale)]
+        centre, _ = conditional_moments(own[0], own[1], *_of_rows(groups))
+        return centre.view(*clicked.shape, model.dim)
 
     def group_centres(self, params: Params, model: SlateGRU) -> dict[str, Tensor]:
         """Return the sites of groups at the medians of their laws; none under the flat prior."""
@@ -494,8 +494,8 @@ class SlateMeanField(Guide):
             click = log.click[first : first + size].long()
             trained = (click >= FIRST_ITEM) & log.train[first : first + size]
             groups = model.group_moments(self.group_centres(params, model), click.flatten())
-            own = (_taken(params["items"][k], click).flatten(0, 1) for k in ("loc", "log_scale"))
-            clicked, _ = conditional_moments(*own, *_of_rows(groups))
+            own = [_taken(params["items"][k], click).flatten(0, 1) for k in ("loc", "log_scale")]
+            clicked, _ = conditional_moments(own[0], own[1], *_of_rows(groups))
             clicked = clicked.view(*click.shape, model.dim)
             mean, scale = self.user_moments(params, model, batch, clicked, trained)
             means.append(mean)

@@ -87,7 +87,9 @@ class MarketPlace:
             pool = pool.nonzero()[:, 0]
         return pool[self.scores(state, pool.expand(len(state), -1)).topk(size, 1).indices]
 
-    def arrivals(self, first: int, rounds: int, *, rng: Rng) -> Callable[[int], Tensor]:
+    def arrivals(
+        self, first: int, rounds: int, *, by_group: bool = False, rng: Rng
+    ) -> Callable[[int], Tensor]:
         """Return which items are on offer in each round, as a function of its number.
 
         ``first`` random items are there at the beginning; equal shares of the others join them in
@@ -95,7 +97,9 @@ class MarketPlace:
 
         Args:
             first: Items at the beginning.
-            rounds: Rounds.
+            rounds: Rounds until all are there.
+            by_group: Whether items come group after group, as where a market place opens new
+                categories; else all groups grow.
             rng: Source of randomness.
 
         Example:
@@ -111,6 +115,10 @@ class MarketPlace:
             )
         generator = stream(rng, "arrivals")
         order = self.real_items[torch.randperm(len(self.real_items), generator=generator)]
+        if by_group:
+            group = self.groups[order]
+            turn = torch.randperm(int(self.groups.max()) + 1, generator=generator)
+            order = order[turn[group].argsort(stable=True)]
 
         def offered(number: int) -> Tensor:
             share = min(max(number, 0) / max(rounds - 1, 1), 1.0)

@@ -88,7 +88,7 @@ def measure(seed):
         for name, draws in (("mean", 60), ("plug_in", None)):
             each = click_log_probs(post, log, draws=draws, users=torch.arange(300), rng=seed)
             found[f"{prior} {name} loss"] = -float(each[mask].mean())
-        scale = post.source.params[0]["items"]["log_scale"][3:].mean(1)
+        scale = post.marginals["items"].stddev[3:].log().mean(1)
         exposure = log.exposure()[3:].clamp_min(1).log()
         found[f"{prior} correlation"] = float(torch.corrcoef(torch.stack([scale, exposure]))[0, 1])
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from probkit.models.slates import (
     draw_market_place,
     newcomer_loop,
 )
+from probkit.models.slates.item_law import UNKNOWN
 
 pytestmark = pytest.mark.usefixtures("unchanged_global_state")
 
@@ -60,6 +62,54 @@ def test_every_round_adds_one_step_of_every_user():
     assert (found.regret.diff() >= 0).all()
     again = closed_loop(place, InSlateThompson(), learner, rounds=3, size=3, start=start, rng=1)
     assert torch.equal(found.log.click, again.log.click)
+
+
+def test_items_arrive():
+    """Only what is on offer is shown, and regret counts what is on offer."""
+    place = draw_market_place(users=12, items=20, groups=4, rng=0)
+    offered = place.arrivals(6, 4, rng=0)
+    pools = [set(offered(k).tolist()) for k in range(4)]
+    assert [len(pool) for pool in pools] == [6, 11, 15, 20]
+    assert all(early < late for early, late in itertools.pairwise(pools))
+    assert torch.equal(offered(9), place.real_items)
+    grown = place.arrivals(5, 4, by_group=True, rng=0)(1)
+    shares = [(place.groups[grown] == g).sum() / (place.groups == g).sum() for g in range(3, 7)]
+    assert sum(0 < float(share) < 1 for share in shares) <= 1  # Group after group.
+    start = place.log(2, 3, optimal=0.0, rng=0)
+    found = closed_loop(
+        place,
+        InSlateThompson(),
+        refit(start, 3),
+        rounds=4,
+        size=3,
+        start=start,
+        candidates=offered,
+        rng=1,
+    )
+    states = place.states(found.log.click)
+    for k, pool in enumerate(pools):
+        assert set(found.log.slate[:, 2 + k, 1:].flatten().tolist()) <= pool
+        best = place.best(states[:, 2 + k], 3, offered(k))
+        rate = place.click_probability(states[:, 2 + k], best).mean()
+        assert float(found.best_rate[k]) == pytest.approx(float(rate), abs=1e-6)
+    with pytest.raises(DataError, match="expected 1 <= first <= 20 items"):
+        place.arrivals(21, 4, rng=0)
+
+
+def test_items_that_join_a_fit_begin_near_their_group():
+    """A warm start: items that nobody had seen begin at the group, the others where they were."""
+    place = draw_market_place(users=12, items=20, groups=4, rng=0)
+    few, all_of_them = place.log(1, 2, optimal=0.0, rng=0), place.log(9, 5, optimal=0.0, rng=1)
+    learner = refit(few, 3)
+    first = learner(few, None, rng=0).source.params[0]["items"]
+    unknown = (first["log_scale"] == UNKNOWN).all(1)
+    assert torch.equal(unknown[3:], few.exposure()[3:] == 0)
+    guide = dataclasses.replace(learner.guide, start={"items": first})
+    second = guide.init(learner.model, all_of_them, rng=0)["items"]
+    joined = unknown & (all_of_them.exposure() > 0) & (torch.arange(23) >= 3)
+    assert bool(joined.any())
+    assert (second["log_scale"][joined] < 3).all()
+    assert torch.equal(second["loc"][~unknown], first["loc"][~unknown])
 
 
 def test_newcomers_are_served_once():

@@ -9,7 +9,7 @@ import torch
 from support.slate_fits import bandit, walk
 
 from probkit.errors import CapabilityError, DataError, ShapeError
-from probkit.models.slates import SlateLog
+from probkit.models.slates import SlateLog, draw_parameters, plug_in_parameters
 from probkit.models.slates.policies import (
     EpsilonGreedy,
     Greedy,
@@ -21,8 +21,8 @@ from probkit.models.slates.policies import (
     slate_propensities,
     slot_marginals,
 )
-from probkit.posterior import Context, Posterior
-from probkit.sources import Draws
+from probkit.posterior import Context, Evidence, Posterior
+from probkit.sources import Draws, Fitted
 
 pytestmark = pytest.mark.usefixtures("unchanged_global_state")
 
@@ -248,6 +248,26 @@ def test_draws_of_any_sampler_will_do():
     assert torch.equal(greedy.ids, score.topk(3).indices)
     with pytest.raises(CapabilityError, match="cannot be tempered"):
         recommend(drawn, log, 3, Thompson(temperature=2.0), rng=0)
+
+
+def test_draws_come_from_all_fits():
+    """Two fits that disagree: half of the users are served from each, greed takes the better."""
+    one, two = bandit([3.0, 0.0], [0.1] * 2, 400), bandit([0.0, 3.0], [0.1] * 2, 400)
+    both = Fitted(one.source.guide, [one.source.params[0], two.source.params[0]])
+    bound = Evidence(torch.tensor([-2.0, -1.0]), "bound")
+    post = Posterior(both, one.model, one.context, log_evidence=bound)
+    history, users = torch.zeros(400, 1).long(), torch.arange(400)
+    for policy in (Thompson(), InSlateThompson()):
+        found = recommend(post, history, 1, policy, users=users, propensity_draws=0, rng=0).ids
+        assert abs(float((found == 3).double().mean()) - 0.5) < 4 * 0.5 / 20
+    best = recommend(post, history, 1, Greedy(), users=users, rng=0).ids
+    assert (best == 4).all()
+    drawn = draw_parameters(post, 400, rng=0)
+    first = drawn.items(torch.tensor([3, 4]))[..., 0]
+    high = first > 1.5
+    assert (high[:, 0] != high[:, 1]).all()
+    assert abs(float(high[:, 0].double().mean()) - 0.5) < 4 * 0.5 / 20
+    assert float(plug_in_parameters(post).items(torch.tensor([4]))) == pytest.approx(3.0, abs=1e-3)
 
 
 def test_a_history_may_be_clicked_ids():

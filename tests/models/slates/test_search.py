@@ -7,8 +7,9 @@ import torch
 
 from probkit.errors import DataError
 from probkit.models.slates import search
+from probkit.models.slates.item_law import UNKNOWN, conditional_moments
 from probkit.models.slates.scoring import scores
-from probkit.models.slates.search import Catalogue, Known, top_drawn, top_of_means
+from probkit.models.slates.search import Catalogue, Followed, Known, top_drawn, top_of_means
 
 pytestmark = pytest.mark.usefixtures("unchanged_global_state")
 
@@ -42,9 +43,36 @@ def test_means_against_sorting_everything(kind):
         assert torch.allclose(found.scores[u].double(), score[order], atol=1e-4)
 
 
-def laws(kind, exhaustive, seed, users=500, **options):
+def following(cat, rows, seed):
+    """The catalogue with a draw of four groups for each row; the spread of a group varies, too."""
+    g = torch.Generator().manual_seed(17)
+    items, dim = cat.loc.shape
+    group = torch.arange(items) % 4
+    middle = torch.randn(4, dim, generator=g), 0.3 + 0.3 * torch.rand(4, dim, generator=g)
+    log_scale = torch.where(torch.arange(items)[:, None] % 3 == 0, UNKNOWN, cat.scale.log())
+    loc, scale = conditional_moments(cat.loc, log_scale, *(part[group] for part in middle))
+    own = torch.Generator().manual_seed(seed)
+    mean = middle[0] + 0.2 * torch.randn(rows, 4, dim, generator=own)
+    spread = middle[1] * (0.3 * torch.randn(rows, 4, dim, generator=own)).exp()
+    followed = Followed(cat.loc, log_scale, group, middle, mean, spread, 1.0)
+    return Catalogue(cat.kind, loc, scale, cat.pool, followed)
+
+
+def test_bounds_hold_in_every_draw_of_the_groups():
+    """Means move less than is stated, and no standard deviation is larger."""
+    cat, _ = catalogue("l2", 300)
+    cat = following(cat, 40, 3)
+    moved, widest = cat.bounds()
+    for row in range(40):
+        loc, scale = cat.moments(torch.full_like(cat.pool, row), cat.pool)
+        assert (((loc - cat.loc[cat.pool]).norm(dim=1)) <= moved + 1e-5).all()
+        assert (scale.amax(1) <= widest + 1e-6).all()
+
+
+def laws(kind, exhaustive, seed, users=500, groups=False, **options):
     """Scores and ids of the best three of 1,000 items, state fixed, many draws."""
     cat, g = catalogue(kind, 1000, **options)
+    cat = following(cat, users, seed) if groups else cat
     state = torch.randn(1, 1, 3, generator=g).expand(users, 1, 3)
     row = torch.arange(users)[:, None]
     exclude, known = nothing(users, 1, 3)
@@ -70,6 +98,21 @@ def test_pruning_leaves_the_law_of_the_best_unchanged(kind):
     assert mean < 3.9  # 1e-4 two-sided, three ranks
     assert variance < 4.5  # scores are skewed, their kurtosis above that of a normal
     assert items < 4.5  # about a hundred items
+
+
+@pytest.mark.parametrize("kind", ["l2", "dot"])
+def test_pruning_leaves_the_law_unchanged_where_items_follow_their_groups(kind):
+    assert max(gap(kind, groups=True)) < 4.5
+
+
+def test_the_check_sees_bounds_that_are_too_tight(monkeypatch):
+    """Groups that move more than the search believes: good draws are lost."""
+
+    def narrow(self, ids):
+        return torch.zeros(len(ids)), torch.full((len(ids),), 0.02)
+
+    monkeypatch.setattr(Followed, "bounds", narrow)
+    assert max(gap("l2", groups=True)) > 4.5
 
 
 def test_the_check_sees_a_wrong_law(monkeypatch):
