@@ -217,6 +217,11 @@ class LLMCandidates:
         """
         if isinstance(m, bool) or not isinstance(m, int) or m < 1:
             raise DataError(f"propose: expected a whole number of points m >= 1, got {m!r}")
+        if not isinstance(history, tuple | list) or len(history) != 2:
+            raise DataError(
+                "propose: expected the history as a pair (codes, scores), got "
+                f"{type(history).__name__}"
+            )
         seen = History.of(self.space, *history, "LLMCandidates.propose")
         if target is None:
             target = target_score(seen.scores, self.card.direction, alpha)

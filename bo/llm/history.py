@@ -22,6 +22,8 @@ Truncate = Literal["recent", "best"]
 
 #: All orders of more rows are too many.
 _MOST_ROWS = 6
+#: Codes may pass their bounds by rounding.
+_SLACK = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +52,7 @@ class History:
 
         Raises:
             ShapeError: Shapes that do not match.
-            DataError: No rows, or values that are not finite.
+            DataError: No rows, codes outside the space, or values that are not finite.
         """
         x, y = as_tensor(X, name="X").double(), as_tensor(scores, name="scores").double()
         y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
@@ -66,6 +68,15 @@ class History:
             )
         check_finite(x, "X", ("row", "parameter"))
         check_finite(y, "scores", ("row",))
+        low, high = space.code_bounds
+        outside = ((x < low - _SLACK) | (x > high + _SLACK)).nonzero()
+        if len(outside):
+            row, column = outside[0].tolist()
+            raise DataError(
+                f"{what}: expected codes in [0, {float(high[column]):g}] for "
+                f"{space.names[column]!r}, got {float(x[row, column]):g} in row {row}; use "
+                "space.codes(params)"
+            )
         return cls(x, space.from_codes(x), y)
 
     def take(self, rows: list[int]) -> History:

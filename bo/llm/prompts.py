@@ -15,17 +15,9 @@ from probkit.bo.llm.serialise import DELIMITER, Serialiser
 from probkit.errors import DataError
 from probkit.models.language.protocol import LanguageModel, Prefix, Prompt
 
-__all__ = [
-    "CLASSIFICATION",
-    "CONFIGURATION",
-    "JSON_LIST",
-    "PERFORMANCE",
-    "PROPOSAL",
-    "PromptWriter",
-    "fitting_rows",
-    "start_all",
-]
+__all__ = ["PromptWriter", "fitting_rows", "start_all"]
 
+# What the lines of a prompt begin with.
 CONFIGURATION = "Configuration: "
 PERFORMANCE = "Performance: "
 CLASSIFICATION = "Classification: "

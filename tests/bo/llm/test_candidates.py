@@ -216,6 +216,7 @@ def test_other_options_are_refused(plane, change, error, message):
         ((torch.zeros(1, 2), [math.nan]), 2, {}, DataError, "scores"),
         ((torch.zeros(1, 3), [1.0]), 2, {}, ShapeError, "parameter=2"),
         ((torch.zeros(1, 2), [1.0]), 0, {}, DataError, "m >= 1, got 0"),
+        (torch.zeros(3, 2), 1, {}, DataError, r"a pair \(codes, scores\), got Tensor"),
         ((torch.zeros(1, 2), [1.0]), 2, {"target": math.nan}, DataError, "finite score, got nan"),
         ((torch.zeros(1, 2), [1.0]), 2, {"alpha": -2.0}, DataError, "alpha"),
     ],

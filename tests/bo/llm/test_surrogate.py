@@ -15,6 +15,7 @@ from probkit.bo import Categorical, Float, LLMSurrogate, Space, make_surrogate
 from probkit.bo.llm import DiscretePosterior, GPScript, ProblemCard
 from probkit.bo.llm.digits import DigitDensity, DigitTree
 from probkit.bo.llm.history import orders
+from probkit.bo.surrogates.data import training_data
 from probkit.errors import CapabilityError, DataError, ShapeError
 from probkit.models.language.oracle import FiniteLM, OracleLM
 from probkit.models.language.protocol import Budget
@@ -383,6 +384,7 @@ def test_options_are_refused_before_any_work(plane, change, error, message):
         (torch.zeros(2, 2), [0.0, math.nan], DataError, "scores.*row 1"),
         (torch.zeros(2, 2), [0.0, math.inf], DataError, "scores.*row 1"),
         (torch.zeros(2, 3), [0.0, 1.0], ShapeError, r"\[row, parameter=2\]"),
+        ([[0.5, 2.0]], [0.0], DataError, r"codes in \[0, 1\] for 'b', got 2 in row 0"),
         (torch.zeros(2, 2), [0.0], ShapeError, "scores"),
     ],
 )
@@ -390,6 +392,13 @@ def test_other_histories_are_refused(plane, X, y, error, message):
     spec = LLMSurrogate(OracleLM(lambda prompt, rng: "1"), plane)
     with pytest.raises(error, match=message):
         spec.condition(X, y, rng=0)
+
+
+def test_one_output_only(plane):
+    X, y = observations(plane, 3)
+    spec = LLMSurrogate(OracleLM(lambda prompt, rng: "1"), plane)
+    with pytest.raises(DataError, match="expected one output, got 2"):
+        spec.fit(training_data(X, torch.stack([y, -y], 1)), rng=0)
 
 
 def test_other_points_are_refused(plane):
