@@ -257,6 +257,7 @@ def _budgets(ctx: DemoContext, model: GuidedGeneration, exact: _Exact) -> None:
     for name, sampler in ctx.track(ways.items(), "budgets"):
         post = pk.infer(model, "go", sampler, rng=ctx.rng_seed, chains=runs)
         died = (post.sample_stats["extinct_at"] >= 0).tolist()
+        assert post.log_weights is not None
         alive = (post.log_weights > -math.inf).sum(1).tolist()
         kept = [0 if dead else count for dead, count in zip(died, alive, strict=True)]
         ess = post.sample_stats["ess"].double()
@@ -305,7 +306,7 @@ def _answers(ctx: DemoContext, model: GuidedGeneration, exact: Tensor) -> None:
             labels, answers.probs[:12], yerr=2 * answers.errors[:12], color=plots.PALETTE[0],
             alpha=0.75, capsize=2, label="1000 particles in four groups, ± 2 s.e.",
         )  # fmt: skip
-        ax.plot(labels, [exact[_ALPHABET.index(c)] for c in shown], "k_", ms=14, label="exact")
+        ax.plot(labels, [exact[_ALPHABET.index(str(c))] for c in shown], "k_", ms=14, label="exact")
         ax.set(xlabel="last letter", ylabel="probability", ylim=(0, None))
         ax.legend()
     ctx.text(
@@ -335,6 +336,7 @@ def _smollm2(ctx: DemoContext) -> None:
     model = GuidedGeneration(lm, rule, steps=Steps(stop=(), max_tokens=1, max_steps=12))
     prompt = "On a sunny morning in May, my dog and I"
     post = pk.infer(model, prompt, ParticleFilter(_PARTICLES), rng=ctx.rng_seed)
+    assert post.particles is not None and post.log_weights is not None
     rows = [
         {"text": particle.text.strip(), "weight": float(weight)}
         for particle, weight in zip(
