@@ -283,7 +283,7 @@ class OpenAILM:
         """
         if len(prefixes) != len(steps):
             raise ShapeError(
-                f"score: expected one step a prefix, got {len(prefixes)} prefixes and "
+                f"score: expected one step for each prefix, got {len(prefixes)} prefixes and "
                 f"{len(steps)} steps"
             )
         profile = self.profile
@@ -294,7 +294,7 @@ class OpenAILM:
                     "score needs a language model with prompt_logprobs; this server has none. Use "
                     "vLLM, llama.cpp's own server, TransformersLM or LlamaCppLM"
                 )
-            if step.reason == "end" and (endpoint.scores == "echo" or profile.end_token < 0):
+            if step.reason == "end" and (endpoint.scores == "echo" or self._end(profile) < 0):
                 raise CapabilityError(
                     "score: this server does not tell the token that ends a sequence, so steps "
                     'with the reason "end" cannot be scored; use TransformersLM or LlamaCppLM'
@@ -385,7 +385,7 @@ class OpenAILM:
             return _FAILED
         except OverBudgetError:
             return _OVER
-        return step_of(
+        step = step_of(
             answer,
             endpoint,
             stop=stop,
@@ -394,6 +394,9 @@ class OpenAILM:
             base=base,
             last_token=last,
         )
+        if step.reason == "end" and len(answer.ids) == len(step.tokens) + 1:
+            self._client.end_token = answer.ids[-1]
+        return step
 
     async def _tops(self, profile: ServerProfile, prefix: Prefix, until: float) -> dict[str, float]:
         endpoint = self._endpoint(prefix.prompt, profile)
@@ -418,7 +421,7 @@ class OpenAILM:
             if not target and step.text:
                 target = await self._client.text_ids(endpoint, profile.model, step.text)
             if step.reason == "end":
-                target = (*target, profile.end_token)
+                target = (*target, self._end(profile))
             if endpoint.scores == "prompt_logprobs":
                 ask = Ask(before + target, extra={"prompt_logprobs": 0})
                 answer = await self._client.answer(endpoint, profile.model, ask, until)
@@ -547,6 +550,10 @@ class OpenAILM:
         return opening + generated
 
     # ---------------------------------------------------------------- parts
+
+    def _end(self, profile: ServerProfile) -> int:
+        """Id of the end of the sequence, told by the server or seen at the end of an answer."""
+        return profile.end_token if profile.end_token >= 0 else self._client.end_token
 
     @property
     def _main(self) -> Endpoint:

@@ -462,7 +462,24 @@ def language_examples():
     dead = {"log_potential": -math.inf, "log_increment": -math.inf}
     yield "partial", [Partial(lm.start("go")), Partial(lm.start("go"), **dead, reason="failed")]
     yield "chain of letters", lm
+    yield "server", server_example()
     yield "prefix", [lm.start("go"), Prefix((("user", "hi"),), (1, 2), 1, "b")]
+
+
+def server_example():
+    """A language model behind HTTP, probed; nothing is sent to store it."""
+    from probkit.models.language import Budget, Endpoint, OpenAILM, Prices, Retries, ServerProfile
+
+    raw = Endpoint("completions", prefill="raw", logprobs=True, law_of_logprobs="raw", seed=True)
+    return OpenAILM(
+        "http://127.0.0.1:8000/v1",
+        "a-model",
+        budget=Budget(money=1.0),
+        prices=Prices(0.5, 2.0, cached=0.1),
+        retries=Retries(most=2),
+        extra_body={"reasoning_effort": "none"},
+        profile=ServerProfile("OpenAI-compatible", "a-model", 4096, raw, notes=("seen",)),
+    )
 
 
 def rating_examples():

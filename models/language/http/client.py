@@ -75,6 +75,7 @@ class Client:
         self._prompts: dict[object, tuple[int, ...]] = {}
         self._token_texts: dict[int, str] = {}
         self.unheard = True
+        self.end_token = -1
         url = options.base_url
         self.root = url.removesuffix("/v1")
         # Of an address without a path, the endpoints stand where all servers have them.

@@ -319,13 +319,26 @@ def test_scores_are_the_chains(served, name):
     torch.testing.assert_close(got, exact.score(known, steps), rtol=0, atol=1e-9)
 
 
+def test_the_end_is_scored_once_it_has_been_seen(served):
+    lm, exact = model_of(served("vllm")[0], profile=served("vllm")[1].profile), chain()
+    with lm:
+        end = Continuation((), "a", 0.0, 0.0, "end", 2)
+        with pytest.raises(CapabilityError, match="does not tell the token that ends"):
+            lm.score([after("x|", "ab")], [end])
+        steps = lm.generate([lm.start("x|")] * 30, max_tokens=8, rng=stream(1))
+        step = next(s for s in steps if s.reason == "end" and s.text)
+        score = lm.score([lm.start("x|")], [step])
+        assert float(score) == pytest.approx(step.log_q)
+        assert float(score) == pytest.approx(float(exact.score([exact.start("x|")], [step])))
+
+
 def test_scoring_where_it_is_not_told(served):
     step = Continuation((), "a", 0.0, 0.0, "length", 1)
     with pytest.raises(CapabilityError, match="score needs a language model with prompt_logprobs"):
         served("completions")[1].score([after("x|", "")], [step])
     with pytest.raises(CapabilityError, match="does not tell the token that ends"):
         served("echo")[1].score([after("x|", "")], [step._replace(reason="end")])
-    with pytest.raises(ShapeError, match="one step a prefix, got 1 prefixes and 0 steps"):
+    with pytest.raises(ShapeError, match="one step for each prefix, got 1 prefixes and 0 steps"):
         served("echo")[1].score([after("x|", "")], [])
 
 
