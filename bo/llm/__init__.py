@@ -9,6 +9,8 @@ cannot be read is counted with its reason and never raises.
 * :class:`LLMSurrogate` predicts scores of configurations: from samples, from token probabilities
   (an exact discrete predictive density), or as the probability of being among the best.
 * :class:`LLMCandidates` asks for configurations that would reach a target score.
+* :class:`LLMHybrid` puts them together behind a Gaussian process that stays in charge: what
+  ``Study(surrogate="llm")`` uses.
 
 Names load on first use, as BoTorch itself does.
 """
@@ -20,51 +22,78 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from probkit.bo.llm.acquisition import DiscreteExpectedImprovement, expected_improvement
+    from probkit.bo.llm.calibration import (
+        CoverageReport,
+        SigmaCalibration,
+        coverage_report,
+        fit_calibration,
+        leave_one_out,
+    )
     from probkit.bo.llm.candidates import LLMCandidates, Proposal, target_score
     from probkit.bo.llm.cards import ProblemCard, card_from_frame
     from probkit.bo.llm.digits import DigitDensity, DigitTree
+    from probkit.bo.llm.hybrid import Hybrid, Said, fit_hybrid
     from probkit.bo.llm.posterior import DiscretePosterior
     from probkit.bo.llm.reports import AnswerReport
     from probkit.bo.llm.script import GPScript
     from probkit.bo.llm.serialise import Serialiser
     from probkit.bo.llm.surrogate import LLMModel, LLMSurrogate
+    from probkit.bo.llm.tuning import LLMHybrid
     from probkit.bo.llm.warm_start import LLMWarmStart
 
 _HOME = {
     "AnswerReport": "reports",
+    "CoverageReport": "calibration",
     "DigitDensity": "digits",
     "DigitTree": "digits",
     "DiscreteExpectedImprovement": "acquisition",
     "DiscretePosterior": "posterior",
     "GPScript": "script",
+    "Hybrid": "hybrid",
     "LLMCandidates": "candidates",
+    "LLMHybrid": "tuning",
     "LLMModel": "surrogate",
     "LLMSurrogate": "surrogate",
     "LLMWarmStart": "warm_start",
     "ProblemCard": "cards",
     "Proposal": "candidates",
+    "Said": "hybrid",
     "Serialiser": "serialise",
+    "SigmaCalibration": "calibration",
     "card_from_frame": "cards",
+    "coverage_report": "calibration",
     "expected_improvement": "acquisition",
+    "fit_calibration": "calibration",
+    "fit_hybrid": "hybrid",
+    "leave_one_out": "calibration",
     "target_score": "candidates",
 }
 
 __all__ = [
     "AnswerReport",
+    "CoverageReport",
     "DigitDensity",
     "DigitTree",
     "DiscreteExpectedImprovement",
     "DiscretePosterior",
     "GPScript",
+    "Hybrid",
     "LLMCandidates",
+    "LLMHybrid",
     "LLMModel",
     "LLMSurrogate",
     "LLMWarmStart",
     "ProblemCard",
     "Proposal",
+    "Said",
     "Serialiser",
+    "SigmaCalibration",
     "card_from_frame",
+    "coverage_report",
     "expected_improvement",
+    "fit_calibration",
+    "fit_hybrid",
+    "leave_one_out",
     "target_score",
 ]
 
