@@ -156,19 +156,22 @@ def reweight(cloud: Cloud, log_increments: Tensor, *, step: int = 0) -> Cloud:
             f"log weights of step {step}: expected {list(cloud.log_weights.shape)} "
             f"[*group, particle], got {list(log_increments.shape)}"
         )
+    grouped = log_increments.ndim > 1  # an ungrouped cloud needs fewer operations
     log_weights = cloud.log_weights + log_increments
-    top = log_weights.amax(-1, keepdim=True)
+    top = log_weights.amax(-1)
     # A finite largest weight proves that no entry is NaN or plus infinity.
-    if not bool(torch.isfinite(top).all()):
+    finite = bool(torch.isfinite(top).all()) if grouped else math.isfinite(top.item())
+    if not finite:
         _explain(log_increments, step)
-    log_weights -= top
+    log_weights -= top.unsqueeze(-1) if grouped else top
     weights = log_weights.exp()
-    total = weights.sum(-1, keepdim=True)
-    log_weights -= total.log()
-    log_evidence = cloud.log_evidence + (top + total.log()).squeeze(-1)
+    total = weights.sum(-1)
+    log_total = total.log()
+    log_weights -= log_total.unsqueeze(-1) if grouped else log_total
+    log_evidence = cloud.log_evidence + (top + log_total)
     result = Cloud(cloud.particles, log_weights, log_evidence)
     # Fill the cached property from what is at hand: it saves another pass of exponentials.
-    vars(result)["ess"] = total.squeeze(-1).square() / torch.linalg.vecdot(weights, weights)
+    vars(result)["ess"] = total.square() / torch.linalg.vecdot(weights, weights)
     return result
 
 
@@ -209,18 +212,18 @@ def resample(
         None where no group was resampled.
     """
     n = cloud.n
-    low = cloud.ess < threshold * n * (1 - 1e-9)  # equal weights give n only up to rounding
-    if not bool(low.any()):
+    grouped = cloud.log_weights.ndim > 1
+    least = threshold * n * (1 - 1e-9)  # equal weights give n only up to rounding
+    low = cloud.ess < least if grouped else cloud.ess.item() < least
+    if not (bool(low.any()) if isinstance(low, Tensor) else low):
         return cloud, None
     ancestors = resolve(scheme)(cloud.weights, n, rng)
     log_weights = torch.full_like(cloud.log_weights, -math.log(n))
-    if cloud.log_weights.ndim > 1:
+    if isinstance(low, Tensor):
         stay = torch.arange(n, device=ancestors.device)
         ancestors = torch.where(low.unsqueeze(-1), ancestors, stay)
         log_weights = torch.where(low.unsqueeze(-1), log_weights, cloud.log_weights)
-    return replace(
-        cloud, particles=take(cloud.particles, ancestors), log_weights=log_weights
-    ), ancestors
+    return Cloud(take(cloud.particles, ancestors), log_weights, cloud.log_evidence), ancestors
 
 
 def move(cloud: Cloud, kernel: Callable[[Particles], Particles]) -> Cloud:

@@ -171,6 +171,8 @@ def _ancestors(edges: Tensor, n: int) -> Tensor:
     Offspring k descends from the particle i with edges[i - 1] <= k < edges[i], so i is the number
     of edges that are at most k.
     """
+    if edges.ndim == 1:
+        return torch.bincount(edges[:-1], minlength=n + 1)[:n].cumsum(0)
     inner = edges[..., :-1].reshape(-1, edges.shape[-1] - 1)
     groups = len(inner)
     if groups > 1:

@@ -170,18 +170,21 @@ class GuidedGeneration(Model):
         Raises:
             DataError: A log potential is NaN, plus infinity or above its bound.
         """
-        after = [_at_rest(p) if p.idle else p for p in particles]
-        going = [k for k, p in enumerate(particles) if not p.idle]
-        if t >= self.steps.max_steps or not going:
-            return after
+        idle = [p.idle for p in particles]
+        if t >= self.steps.max_steps or all(idle):
+            return [_at_rest(p) if rests else p for p, rests in zip(particles, idle, strict=True)]
+        going = [k for k, rests in enumerate(idle) if not rests]
         before = [particles[k] for k in going]
         drawn = self._draw([p.prefix for p in before], _generator(rng))
-        if any(step.reason == "budget" for step in drawn):
-            return [p if p.idle else _stopped(p) for p in after]
-        ratios = self._log_ratios(before, drawn)
-        for k, new in zip(going, self.rated(t, before, drawn, ratios, going), strict=True):
-            after[k] = new
-        return after
+        if "budget" in [step.reason for step in drawn]:
+            return [_at_rest(p) if p.idle else _stopped(p) for p in particles]
+        new = self.rated(t, before, drawn, self._log_ratios(before, drawn), going)
+        if len(new) == len(idle):
+            return new
+        rest = iter(new)
+        return [
+            _at_rest(p) if rests else next(rest) for p, rests in zip(particles, idle, strict=True)
+        ]
 
     def log_weight(
         self, t: int, old: Sequence[Partial], new: Sequence[Partial], data: Prompt
@@ -353,7 +356,7 @@ class GuidedGeneration(Model):
         """Draw one step each; failed requests are drawn again where that is asked for."""
         drawn = self._generate(prefixes, rng)
         for _ in range(_REDRAWS if self.on_failure == "redraw" else 0):
-            failed = [k for k, step in enumerate(drawn) if _may_be_redrawn(step)]
+            failed = [k for k, s in enumerate(drawn) if s.reason == "failed" and s.log_q != _NEVER]
             if not failed:
                 break
             again = self._generate([prefixes[k] for k in failed], rng)
@@ -461,7 +464,8 @@ class GuidedGeneration(Model):
     ) -> list[Partial]:
         if not drawn:
             return []
-        ended = [self.steps.ends_answer(step) for step in drawn]
+        ends = self.steps.ends_answer
+        ended = [ends(step) for step in drawn]
         prefixes = [p.prefix for p in before]
         grown = [extended(prefix, step) for prefix, step in zip(prefixes, drawn, strict=True)]
         if self.kind == "per_step":
@@ -515,11 +519,6 @@ def _killed(p: Partial, step: Continuation) -> Partial:
     dead_end = step.reason == "failed" and step.log_q == _NEVER
     reason = "dead end" if dead_end else step.reason
     return p._replace(log_potential=_NEVER, log_increment=_NEVER, log_ratio=0.0, reason=reason)
-
-
-def _may_be_redrawn(step: Continuation) -> bool:
-    """Whether a request failed, in place of a law that allows no token there."""
-    return step.reason == "failed" and step.log_q != _NEVER
 
 
 def _powered(p: Partial, power: float) -> float:
