@@ -35,9 +35,10 @@ class Plan(NamedTuple):
 
 #: Of the recorded runs.
 METHODS = ("random", "tpe", "gp", "ibnn")
-#: On Branin: the plain process, the hybrid with language models of all sorts.
-ADVISERS = ("gp", "helpful", "adversarial", "faults 0 %", "faults 10 %", "faults 30 %",
-            "faults 60 %")  # fmt: skip
+#: On Branin: the plain process, and the hybrid with language models that are wrong on purpose or
+#: helpful, the latter with broken answers at some rate; the same initial points but where said.
+ADVISERS = ("gp", "adversarial", "adversarial from the start", "faults 0 %", "faults 10 %",
+            "faults 30 %", "faults 60 %")  # fmt: skip
 #: Of rows of the histories.
 PREDICTORS = ("gp", "smollm2 samples", "smollm2 digits", "hybrid")
 ROWS = (5, 10, 20, 30)
@@ -61,6 +62,9 @@ def plans(kind: str, seeds: int | None = None) -> Iterator[Plan]:
     elif kind == "guard":
         for seed in range(seeds or 20):
             for adviser in ADVISERS:
+                # The comparison that is held to a bar has all seeds, the others half of them.
+                if adviser.startswith(("faults", "adversarial from")) and seed >= 10:
+                    continue
                 yield Plan(kind, "Branin", "-", adviser, seed)
     elif kind == "quality":
         for seed in range(seeds or 1):
