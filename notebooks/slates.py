@@ -108,12 +108,16 @@ pd.Series(
 
 # %% [markdown]
 # Averaging over the posterior predicts better than its mean plugged in, which is too sure of
-# itself. Where it is unsure is where little was shown:
+# itself. Where it is unsure is where little was shown (compared within groups: how far the items of
+# a group are apart, and so how little a group tells of them, differs too):
 
 # %%
 sd = post.marginals["items"].stddev[3:].mean(1)
 shown = log.exposure()[3:]
-narrower = float(torch.corrcoef(torch.stack([sd, (1.0 + shown).log()]))[0, 1])
+member = torch.nn.functional.one_hot(log.groups[3:]).float()
+pair = torch.stack([sd.log(), (1.0 + shown).log()], 1)
+within = pair - member @ (member.T @ pair / member.sum(0)[:, None].clamp_min(1))
+narrower = float(torch.corrcoef(within.T)[0, 1])
 chosen, probs = [], []
 for step in range(5, 16, 2):
     probs.append(

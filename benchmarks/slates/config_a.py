@@ -116,6 +116,9 @@ def _run(seed: int, steps: int) -> dict[str, float]:
         sd = post.marginals["items"].stddev.log().mean(1)[3:]  # type: ignore[union-attr]
         seen = (1.0 + log.exposure()[3:]).log()
         pair = torch.stack([sd, seen.to(sd)])
+        if item_prior == "hier":  # Groups differ in their spread: compare within them.
+            one = torch.nn.functional.one_hot(log.groups[3:]).to(pair)
+            pair = pair - (one @ (one.T @ pair.T / one.sum(0)[:, None].clamp_min(1))).T
         found[f"{item_prior}: correlation of log sd and log exposure"] = float(
             torch.corrcoef(pair)[0, 1]
         )
