@@ -17,7 +17,7 @@ __all__: list[str] = []
 
 _SIZES = (1, 4, 16, 64)
 _GUIDED = ("PF", "PG", "beam", "DVTS")
-_SYMBOLS, _LENGTH, _PROBLEMS = "abcd", 5, 100
+_SYMBOLS, _LENGTH, _PROBLEMS = "abcd", 5, 60
 _PROBS = (0.3, 0.3, 0.25, 0.15)
 
 
