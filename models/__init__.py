@@ -175,7 +175,6 @@ _ESTIMATORS = ("KroneckerSparseBayes", "RVMClassifier", "RVMRegressor", "SparseB
 _LANGUAGE = (
     "FiniteLM",
     "GuidedGeneration",
-    "GuidedGeneration",
     "LlamaCppLM",
     "MarkovLM",
     "OpenAILM",
