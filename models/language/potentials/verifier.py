@@ -36,7 +36,8 @@ class VerifierPotential:
         high: Weight of the score 1.
         low: Weight of the score 0; scores between are mapped linearly. ``high=0.98, low=0.02``
             makes a rule soft: a step that breaks it is 49 times less likely, not impossible.
-        final: Another function for texts that end there; None for the same.
+        final: Another function for texts that end there; None for the same. Under "per_step" the
+            end of the sequence counts as such, not the ``final`` strings of ``Steps``.
         batched: Whether the functions take a list of texts and return as many scores.
 
     A step that adds no text (the end of the sequence alone) has G = 1 unless ``final`` is given.
