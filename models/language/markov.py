@@ -68,7 +68,7 @@ class MarkovLM:
         >>> prefixes = [lm.start("go")] * 2
         >>> rng = torch.Generator().manual_seed(0)
         >>> [step.text for step in lm.generate(prefixes, max_tokens=4, rng=rng)]
-        ['aaaa', 'bbbb']
+        ['bbbb', 'bbaa']
         >>> abb = Continuation((), "abb", 0.0, 0.0, "length", 3)
         >>> bool(lm.score(prefixes[:1], [abb]).exp().isclose(torch.tensor(0.04).double()))
         True
