@@ -13,12 +13,16 @@ from torch import Tensor
 from probkit.bo.surrogates.base import Surrogate
 from probkit.bo.surrogates.data import TrainingData
 from probkit.bo.surrogates.encoding import Encode
-from probkit.errors import CapabilityError, DataError
+from probkit.errors import DataError
+from probkit.models import pfn
 from probkit.models.pfn import PFN
 from probkit.models.pfn.botorch_model import PFNBotorchModel
 from probkit.rng import Rng
 
 __all__ = ["PFNSurrogate"]
+
+#: Of ``python -m probkit.models.pfn.train processes``.
+SHIPPED = Path(pfn.__file__).parent / "weights" / "processes.safetensors"
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,8 @@ class PFNSurrogate(Surrogate):
     Args:
         network: A trained :class:`~probkit.models.pfn.PFN` for inputs in the unit cube; None takes
             ``path``.
-        path: A weight file that ``PFN.save`` wrote.
+        path: A weight file that ``PFN.save`` wrote; None takes the network that comes with the
+            package, trained on Gaussian processes of one to six inputs.
 
     Example:
         >>> from probkit.bo.surrogates import make_surrogate
@@ -52,7 +57,7 @@ class PFNSurrogate(Surrogate):
         """Condition the network on the data.
 
         Raises:
-            CapabilityError: There is no network.
+            DataError: The file is no weight file.
             ShapeError: The data has more features than the network was trained for.
         """
         if data.outcome not in ("standardize", "none"):
@@ -69,11 +74,7 @@ class PFNSurrogate(Surrogate):
             return self.network
         if self.path is not None:
             return PFN.load(Path(self.path))
-        raise CapabilityError(
-            "surrogate 'pfn' needs a trained network, and none for regression comes with the "
-            "package: train one, net = amortize(GPPrior(features=d), rng=0), and pass "
-            "PFNSurrogate(net), or its file by options={'path': ...}; 'gp' is the process itself"
-        )
+        return PFN.load(SHIPPED)
 
 
 class _EncodedPFN(PFNBotorchModel):
