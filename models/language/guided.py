@@ -44,7 +44,7 @@ from probkit.rng import Rng, stream
 
 __all__ = ["GuidedGeneration"]
 
-_COSTS = tuple(field.name for field in fields(Usage))
+_COSTS = tuple(field.name for field in fields(Usage) if field.name != "seconds")
 _NEVER = -math.inf
 _REDRAWS = 3
 _CLIP = 1e-7  # scores are kept this far from 0 and 1 before odds are taken, as its-hub does
@@ -71,7 +71,8 @@ class GuidedGeneration(Model):
             forbid only what the potential forbids too.
         budget: Limits for each chain of a run. A step is begun while there is room, so a limit is
             passed by one step at most; the run then stops with the particles as they are,
-            validly weighted, and says so in ``attrs["stopped"]``.
+            validly weighted, and says so in ``attrs["stopped"]``. Chains that run on threads of
+            one process share the back end's counters: each is charged for all of them.
         on_failure: What becomes of a request that the back end gave up: "redraw" asks three times
             more, then drops; "drop" gives the particle weight zero. Neither ends the run.
         power: The potential's exponent beta, G_t^beta.
@@ -234,11 +235,17 @@ class GuidedGeneration(Model):
         return torch.tensor([p.log_potential for p in particles], dtype=torch.float64)
 
     def meter(self) -> dict[str, float]:
-        """Return what the language models have cost since they were made."""
+        """Return what the language models have cost since they were made.
+
+        Seconds are counted only where the budget limits them: they differ between equal runs.
+        """
         usage = self.lm.usage
         if self._other:
             usage = usage + self.proposal.usage
-        return {name: getattr(usage, name) for name in _COSTS}
+        found = {name: getattr(usage, name) for name in _COSTS}
+        if self.budget is not None and self.budget.seconds is not None:
+            found["seconds"] = usage.seconds
+        return found
 
     def exhausted(self, spent: Mapping[str, float]) -> str | None:
         """Return which limit of the budget is reached, in words; None while there is room."""

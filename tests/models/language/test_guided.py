@@ -6,6 +6,18 @@ import math
 
 import pytest
 import torch
+from support.guided_toys import (
+    PROMPT,
+    Flaky,
+    Local,
+    Prefixed,
+    Value,
+    chain,
+    enumerate_target,
+    evidence_z,
+    model_of,
+    posterior_z,
+)
 
 from probkit import infer
 from probkit.errors import CapabilityError, DataError, ShapeError
@@ -21,18 +33,6 @@ from probkit.models.language import (
 )
 from probkit.models.language.partial import step_between
 from probkit.models.language.scoring import score_under
-from support.guided_toys import (
-    PROMPT,
-    Flaky,
-    Local,
-    Prefixed,
-    Value,
-    chain,
-    enumerate_target,
-    evidence_z,
-    model_of,
-    posterior_z,
-)
 
 OTHER = MarkovLM([0.3, 0.3, 0.4], [[0.3, 0.3, 0.4]] * 3, end=0.3)
 RESAMPLERS = ("systematic", "stratified", "residual", "multinomial")

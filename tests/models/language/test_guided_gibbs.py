@@ -4,14 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from probkit import infer
-from probkit.errors import CapabilityError, DataError
-from probkit.inference import ParallelTempering, ParticleGibbs
-from probkit.inference.smc import conditional_sweep
-from probkit.inference.smc.parallel import log_potential_of, swap, tempered
-from probkit.models.language import Capabilities, Law, MarkovLM
-from probkit.models.language.grafting import Grafting
 from support.guided_toys import (
     PROMPT,
     Flaky,
@@ -23,6 +15,14 @@ from support.guided_toys import (
     key_of,
     model_of,
 )
+
+from probkit import infer
+from probkit.errors import CapabilityError, DataError
+from probkit.inference import ParallelTempering, ParticleGibbs
+from probkit.inference.smc import conditional_sweep
+from probkit.inference.smc.parallel import log_potential_of, swap, tempered
+from probkit.models.language import Capabilities, Law, MarkovLM
+from probkit.models.language.grafting import Grafting
 
 OTHER = MarkovLM([0.3, 0.3, 0.4], [[0.3, 0.3, 0.4]] * 3, end=0.3)
 

@@ -6,13 +6,6 @@ import math
 
 import pytest
 import torch
-
-import probkit as pk
-from probkit import infer
-from probkit.errors import DataError
-from probkit.inference import ParticleFilter, ParticleGibbs
-from probkit.inference.smc import evidence
-from probkit.models.language import Budget, MarkovLM, Partial, Prefix, Steps
 from support.guided_toys import (
     PROMPT,
     Flaky,
@@ -24,6 +17,13 @@ from support.guided_toys import (
     model_of,
     posterior_z,
 )
+
+import probkit as pk
+from probkit import infer
+from probkit.errors import DataError
+from probkit.inference import ParticleFilter, ParticleGibbs
+from probkit.inference.smc import evidence
+from probkit.models.language import Budget, MarkovLM, Partial, Prefix, Steps
 
 LONG = Steps(stop=(), max_tokens=1, max_steps=12)
 
