@@ -33,11 +33,12 @@ if TYPE_CHECKING:
     from probkit.bo.llm.cards import ProblemCard, card_from_frame
     from probkit.bo.llm.digits import DigitDensity, DigitTree
     from probkit.bo.llm.hybrid import Hybrid, Said, fit_hybrid
+    from probkit.bo.llm.model import LLMModel
     from probkit.bo.llm.posterior import DiscretePosterior
     from probkit.bo.llm.reports import AnswerReport
     from probkit.bo.llm.script import GPScript
     from probkit.bo.llm.serialise import Serialiser
-    from probkit.bo.llm.surrogate import LLMModel, LLMSurrogate
+    from probkit.bo.llm.surrogate import LLMSurrogate
     from probkit.bo.llm.tuning import LLMHybrid
     from probkit.bo.llm.warm_start import LLMWarmStart
 
@@ -52,7 +53,7 @@ _HOME = {
     "Hybrid": "hybrid",
     "LLMCandidates": "candidates",
     "LLMHybrid": "tuning",
-    "LLMModel": "surrogate",
+    "LLMModel": "model",
     "LLMSurrogate": "surrogate",
     "LLMWarmStart": "warm_start",
     "ProblemCard": "cards",

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from probkit.bo.llm.cards import Context, ProblemCard, check_context
+from probkit.bo.llm.checks import check_parts
+from probkit.bo.llm.formats import DELIMITER
 from probkit.bo.llm.history import History, Truncate, kept_rows, orders
 from probkit.bo.llm.prompts import PromptWriter, fitting_rows, start_all
 from probkit.bo.llm.reports import AnswerReport, report_of
 from probkit.bo.llm.scores import print_score, score_decimals
-from probkit.bo.llm.serialise import DELIMITER, Serialiser
-from probkit.bo.llm.surrogate import check_parts
+from probkit.bo.llm.serialise import Serialiser
 from probkit.bo.parameters import Categorical
 from probkit.bo.space import Space
 from probkit.data import as_tensor

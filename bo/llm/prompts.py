@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from probkit.bo.llm.cards import Context, ProblemCard
-from probkit.bo.llm.serialise import DELIMITER, Serialiser
+from probkit.bo.llm.formats import DELIMITER
+from probkit.bo.llm.serialise import Serialiser
 from probkit.errors import DataError
 from probkit.models.language.protocol import LanguageModel, Prefix, Prompt
 
@@ -93,7 +94,7 @@ class PromptWriter:
             f"{self._about()}\n"
             f"Parameters and the values that they may take:\n{self.serialiser.describe()}\n"
             "Name each parameter once, in this order, with a value inside its range: neither "
-            "rounded nor on the boundary, with the precision stated.\n"
+            f"rounded nor on the boundary, with the precision stated{self._but}.\n"
             f'Answer with "name: value, name: value" between {DELIMITER} and {DELIMITER}, and '
             "nothing else."
         )
@@ -112,10 +113,17 @@ class PromptWriter:
             f"Recommend {n} configurations, diverse and effective, from which a search for the "
             "best one starts.\n"
             f"Answer with a JSON list of {n} objects and nothing else. Each object names each "
-            "parameter once, with a value inside its range and of the precision stated; null "
-            "stands for no value."
+            f"parameter once, with a value inside its range and of the precision stated{self._but}."
+            " There is no null."
         )
         return self._prompt(head, (), JSON_LIST)
+
+    @property
+    def _but(self) -> str:
+        """What to do about conditions, where there are some."""
+        if not any(p.when for p in self.serialiser.space.parameters.values()):
+            return ""
+        return "; leave out parameters whose condition does not hold"
 
     def _about(self) -> str:
         return f"{_QUOTES}\n{self.card.text(self.context)}"

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from probkit.bo.llm.serialise import DELIMITER
+from probkit.bo.llm.formats import DELIMITER
 
 __all__ = ["ReadScore", "Scale", "plausible", "print_score", "read_score", "score_decimals"]
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from probkit.bo.llm.formats import DELIMITER
 from probkit.bo.llm.prompts import (
     CLASSIFICATION,
     CONFIGURATION,
@@ -24,7 +25,7 @@ from probkit.bo.llm.prompts import (
     PROPOSAL,
 )
 from probkit.bo.llm.scores import print_score
-from probkit.bo.llm.serialise import DELIMITER, Serialiser
+from probkit.bo.llm.serialise import Serialiser
 from probkit.bo.space import Params, Space
 from probkit.errors import DataError
 from probkit.numerics import safe_cholesky

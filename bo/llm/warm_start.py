@@ -12,10 +12,10 @@ import torch
 
 from probkit.bo.llm.candidates import Pool, Proposal
 from probkit.bo.llm.cards import Context, ProblemCard, check_context
+from probkit.bo.llm.checks import check_parts
 from probkit.bo.llm.prompts import PromptWriter, start_all
 from probkit.bo.llm.reports import AnswerReport, report_of
 from probkit.bo.llm.serialise import Serialiser
-from probkit.bo.llm.surrogate import check_parts
 from probkit.bo.space import Space
 from probkit.errors import DataError
 from probkit.models.language.protocol import LanguageModel, Law

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from probkit.bo import Categorical, Float, Int, Space
-from probkit.bo.llm.serialise import Serialiser, read_number
+from probkit.bo.llm.formats import read_number
+from probkit.bo.llm.serialise import Serialiser
 from probkit.errors import DataError
 
 from .conftest import SPACES

@@ -110,3 +110,16 @@ def test_other_requests_are_refused(plane):
     short = LLMWarmStart(OracleLM(lambda prompt, rng: "", context=10), plane)
     with pytest.raises(DataError, match="the context holds 10"):
         short.propose(2, rng=0)
+
+
+def test_conditions_are_explained_only_where_there_are_some(plane):
+    prompts = []
+
+    def script(prompt, rng):
+        prompts.append(prompt)
+        return ""
+
+    for space in (plane, SPACES["mixed"]):
+        LLMWarmStart(OracleLM(script), space, rounds=1).propose(1, rng=0)
+    assert "condition" not in prompts[0]
+    assert "leave out parameters whose condition does not hold" in prompts[1]
