@@ -349,12 +349,10 @@ def _join_attrs(parts: Sequence[Posterior]) -> dict[str, Any]:
     """The first chains' attributes; tuples with one entry for each chain are joined."""
     attrs = dict(parts[0].attrs)
     for name, value in parts[0].attrs.items():
-        each = [part.attrs.get(name) for part in parts]
-        if isinstance(value, tuple) and all(
-            isinstance(found, tuple) and len(found) == part.chains
-            for found, part in zip(each, parts, strict=True)
-        ):
-            attrs[name] = tuple(entry for found in each for entry in found)
+        each = [(part.attrs.get(name), part.chains) for part in parts]
+        tuples = [found for found, n in each if isinstance(found, tuple) and len(found) == n]
+        if isinstance(value, tuple) and len(tuples) == len(parts):
+            attrs[name] = tuple(entry for found in tuples for entry in found)
     return attrs
 
 
