@@ -294,7 +294,7 @@ def _answers(ctx: DemoContext, model: GuidedGeneration, exact: Tensor) -> None:
     from probkit.inference import ParticleFilter
     from probkit.models.language.answers import answer_posterior
 
-    post = pk.infer(model, "go", ParticleFilter(250), rng=ctx.rng_seed, chains=4)
+    post = pk.infer(model, "go", ParticleFilter(100), rng=ctx.rng_seed, chains=10)
     answers = answer_posterior(post, lambda text: text[-1])
     shown = list(answers.answers[:12])
     labels = ["space" if letter == " " else str(letter) for letter in shown]
@@ -304,7 +304,7 @@ def _answers(ctx: DemoContext, model: GuidedGeneration, exact: Tensor) -> None:
         ax = axes[0, 0]
         ax.bar(
             labels, answers.probs[:12], yerr=2 * answers.errors[:12], color=plots.PALETTE[0],
-            alpha=0.75, capsize=2, label="1000 particles in four groups, ± 2 s.e.",
+            alpha=0.75, capsize=2, label="1000 particles in ten groups, ± 2 s.e.",
         )  # fmt: skip
         ax.plot(labels, [exact[_ALPHABET.index(str(c))] for c in shown], "k_", ms=14, label="exact")
         ax.set(xlabel="last letter", ylabel="probability", ylim=(0, None))
