@@ -28,12 +28,15 @@ __all__ = ["DVTS", "BeamSearch"]
 
 
 def _branch(
-    model: Any, particles: Sequence[Any], groups: Sequence[int], keep: int, width: int
+    model: Any,
+    particles: Sequence[Any],
+    groups: Sequence[int],
+    keep: int,
+    width: int,
+    *,
+    distinct: bool,
 ) -> tuple[list[Any], list[int]]:
     """Keep the best of every group and branch those that go on.
-
-    Equal candidates count once. Where fewer than ``keep`` differ, those kept branch more often, so
-    that as many steps are drawn.
 
     Args:
         model: The model.
@@ -41,6 +44,8 @@ def _branch(
         groups: Group of each.
         keep: Candidates kept of a group, by reward, the first of equals.
         width: Branches for each place; a finished candidate stays single.
+        distinct: Whether equal candidates count once. Where fewer than ``keep`` differ, those kept
+            branch more often, so that as many steps are drawn.
 
     Returns:
         The branches and their groups.
@@ -53,7 +58,8 @@ def _branch(
         own = sorted((k for k, g in enumerate(groups) if g == group), key=lambda k: -rewards[k])
         kept: list[int] = []
         for k in own:
-            if len(kept) < keep and all(particles[k] != particles[j] for j in kept):
+            new_one = not distinct or all(particles[k] != particles[j] for j in kept)
+            if len(kept) < keep and new_one:
                 kept.append(k)
         going = [k for k in kept if not finished[k]]
         places = width * (keep - (len(kept) - len(going)))
@@ -72,6 +78,7 @@ class _Branching(Sampler):
     n: int
     width: int
     weighted: bool
+    distinct: bool
 
     needs = NEEDS
 
@@ -100,7 +107,9 @@ class _Branching(Sampler):
         rollout, groups = state["rollout"], list(state["groups"])
         if rollout["t"] > 0:
             keep = self.n // self.width // self._groups()
-            branches, groups = _branch(model, rollout["particles"], groups, keep, self.width)
+            branches, groups = _branch(
+                model, rollout["particles"], groups, keep, self.width, distinct=self.distinct
+            )
             rollout = {**rollout, "particles": branches}
         rollout = grow(model, rollout, data, rngs[0])
         info = {"best": float(model.reward(rollout["particles"]).max())}
@@ -137,15 +146,17 @@ class _Branching(Sampler):
 class BeamSearch(_Branching):
     """Keep the best partial answers at every step, and branch each of them.
 
-    Every step draws ``n`` candidates; of the distinct ones, the ``n / width`` of largest reward are
-    kept and branched ``width`` times (more often where there are fewer of them). Finished answers
-    compete with the others by their reward and are not drawn again. With a potential per step,
-    whose product falls, long answers compete at a disadvantage: a value suits beam search better.
+    Every step draws ``n`` candidates; the ``n / width`` of largest reward are kept and branched
+    ``width`` times. Finished answers compete with the others by their reward and are not drawn
+    again. With a potential per step, whose product falls, long answers compete at a disadvantage:
+    a value suits beam search better.
 
     Args:
         n: Candidates of a step.
         width: Branches of a kept one; a divisor of n.
         weighted: False puts all weight on the best candidate; True weighs by reward, for a vote.
+        distinct: Whether equal candidates count once: the beam is then more diverse, and the good
+            ones have fewer branches. Those kept branch more often where fewer differ than are kept.
 
     Returns (through ``infer``):
         As :class:`BestOfN`. A finished answer stands in one place of the n; free places repeat the
@@ -158,6 +169,7 @@ class BeamSearch(_Branching):
     n: int = 16
     width: int = 4
     weighted: bool = False
+    distinct: bool = False
 
     def __post_init__(self) -> None:
         self._check()
@@ -190,6 +202,8 @@ class DVTS(_Branching):
     n: int = 16
     width: int = 4
     weighted: bool = False
+
+    distinct = False
 
     def __post_init__(self) -> None:
         self._check()

@@ -282,22 +282,29 @@ def beam_by_hand(keep):
 def test_a_beam_of_full_width_is_exhaustive_search():
     leaves = ["".join(word) for word in itertools.product("abc", repeat=4)]
     best = leaves[int(Tree().reward(leaves).argmax())]
-    post = pk.infer(Tree(), "", BeamSearch(81, 3), rng=0)
+    post = pk.infer(Tree(), "", BeamSearch(81, 3, distinct=True), rng=0)
     assert post.particles.best() == best
     assert beam_by_hand(1) != best, "the tree is too easy to tell a narrow beam from a full one"
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3, 9])
 def test_a_narrow_beam_is_beam_search(keep):
-    post = pk.infer(Tree(), "", BeamSearch(3 * keep, 3), rng=0)
+    post = pk.infer(Tree(), "", BeamSearch(3 * keep, 3, distinct=True), rng=0)
     assert post.particles.best() == beam_by_hand(keep)
+
+
+def test_equal_candidates_fill_a_beam_unless_told_otherwise():
+    """Every root child stands 27 times; the 27 places go to the best one, or to all three."""
+    wide = [pk.infer(Tree(), "", BeamSearch(81, 3, distinct=d), rng=0) for d in (False, True)]
+    starts = [{text[0] for text in post.particles.particles[0]} for post in wide]
+    assert len(starts[0]) == 1 and len(starts[1]) == 3
 
 
 def test_a_wide_beam_finds_the_best_text_of_a_markov_model():
     """Nothing is pruned: 32 places for at most 7 distinct texts of two symbols."""
     finished = [text for text, ended in texts_law() if ended]
     best = max(finished, key=score)
-    post = pk.infer(MODEL, "go", BeamSearch(256, 8), rng=0)
+    post = pk.infer(MODEL, "go", BeamSearch(256, 8, distinct=True), rng=0)
     assert score(post.particles.best().text) == score(best)
 
 
