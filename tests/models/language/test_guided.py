@@ -66,7 +66,7 @@ def test_evidence_is_unbiased_for_every_threshold(potential, tau):
 @pytest.mark.parametrize("resampler", RESAMPLERS)
 @pytest.mark.parametrize("potential", [Prefixed(), Value()])
 def test_every_resampler_with_every_threshold(potential, resampler, tau):
-    check(model_of(potential), resampler=resampler, ess_threshold=tau, chains=60)
+    check(model_of(potential), resampler=resampler, ess_threshold=tau, chains=80, n=20)
 
 
 def test_the_weighted_posterior_approaches_the_enumeration():
