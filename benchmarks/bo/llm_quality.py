@@ -48,9 +48,9 @@ def _evaluate(quick: bool) -> list[Value]:
 BENCHMARK = Quality(
     title="Language models as surrogates, quality of predictions",
     question=(
-        "From n recorded evaluations, 20 others are predicted: how well, by a Gaussian process, by "
-        "SmolLM2-135M (sampled answers, and digit by digit), and by the hybrid of both? Few tasks: "
-        "the count stands with each number."
+        "How well are 20 recorded evaluations predicted from n others by a Gaussian process, by "
+        "SmolLM2-135M (sampled answers, and digit by digit), and by the hybrid of both (few tasks: "
+        "the count stands with each number)?"
     ),
     evaluate=_evaluate,
     packages=("botorch", "torch", "transformers"),

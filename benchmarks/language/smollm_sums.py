@@ -23,9 +23,9 @@ BENCHMARK = Quality(
     title="Running sums, SmolLM2-135M",
     question=(
         "How often is the mode of the answers right, by method and number of answers N "
-        f"({', '.join(map(str, SIZES))}) at equal token budgets? Four numbers from 1 to 9, added "
+        f"({', '.join(map(str, SIZES))}) at equal token budgets (four numbers from 1 to 9, added "
         "one by one, one a line; a verifier weighs a right line 0.98 and a wrong one 0.02; "
-        "temperature 0.8, two worked examples"
+        "temperature 0.8, two worked examples)?"
     ),
     evaluate=_evaluate,
     packages=("probkit", "torch", "transformers"),
