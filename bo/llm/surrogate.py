@@ -72,6 +72,7 @@ class LLMSurrogate(Surrogate):
         CapabilityError: Mode ``"logprob"`` with a model that tells no next-token distributions.
 
     Example:
+        >>> import torch
         >>> from probkit.bo import Float, Space
         >>> from probkit.bo.llm import GPScript
         >>> from probkit.models.language.oracle import OracleLM
