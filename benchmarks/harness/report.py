@@ -42,12 +42,15 @@ def page(results: Sequence[Result]) -> str:
 
 
 def readme_table(results: Sequence[Result]) -> str:
-    """Return the short table: a row per comparison, over its workloads, and per quality entry."""
+    """Return the short table: a row per comparison, over its workloads, and per quality entry.
+
+    Quality entries without a reference, which only tell, stand on the page alone.
+    """
     rows = []
     for result in results:
         if isinstance(result, TimingResult):
             rows += _summary_rows(result)
-        else:
+        elif any(value.met is not None for value in result.values):
             rows.append(_quality_summary(result))
     if not rows:
         return "No results yet."
@@ -186,7 +189,7 @@ def _quality_summary(result: QualityResult) -> list[str]:
     kept = sum(bool(value.met) for value in held)
     where = f"{kept} of {len(held)} values"
     return [result.title, "probkit", "reference figures", where, "-", "within tolerance",
-            verdict(kept == len(held) if held else None)]  # fmt: skip
+            verdict(kept == len(held))]  # fmt: skip
 
 
 def _footer(result: Result) -> str:

@@ -46,6 +46,14 @@ def test_quality_values_stand_beside_their_reference(quality: QualityResult) -> 
                                                         "no"]  # fmt: skip
 
 
+def test_values_without_a_reference_stand_on_the_page_alone(quality: QualityResult) -> None:  # noqa: F811
+    free = tuple(v for v in quality.values if v.met is None)
+    assert free
+    only = dataclasses.replace(quality, values=free)
+    assert quality.title in page([only])
+    assert quality.title not in readme_table([only])
+
+
 def test_all_sizes_must_meet_the_goal_for_a_yes_in_the_readme(sums: TimingResult) -> None:
     assert _row(readme_table([sums]), "numpy")[-1] == "yes"
     pairs = [dataclasses.replace(p, met=p.workload != {"n": 2000}) for p in sums.pairs[:1]]
