@@ -236,7 +236,11 @@ def _start(
 ) -> tuple[_Side, dict[str, Any]]:
     """Start one contender, take its fingerprint from a cold run and fix its number of loops."""
     worker = WorkerProcess(
-        envs.python_of(contender.env), module_of(name), contender.name, threads=declared.threads
+        envs.python_of(contender.env),
+        module_of(name),
+        contender.name,
+        threads=declared.threads,
+        timeout=declared.timeout,
     )
     stack.enter_context(worker)
     reply = worker.ask(

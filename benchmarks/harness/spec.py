@@ -135,6 +135,7 @@ class Benchmark:
         unit: What times are given per, where tasks count units; empty for a time of one run.
         notes: Sentences for the report: conditions of the comparison, or a profile that shows
             where the time goes.
+        timeout: Seconds after which a contender that does not answer is given up.
     """
 
     title: str
@@ -149,6 +150,7 @@ class Benchmark:
     gpu_workloads: tuple[Workload, ...] = ()
     unit: str = ""
     notes: tuple[str, ...] = ()
+    timeout: float = 1800.0
 
     def contender(self, name: str) -> Contender:
         """Return the contender called `name`.
