@@ -116,11 +116,12 @@ def test_click_rates_on_held_out_users(found):
 
 @pytest.mark.slow
 def test_exploration_widens_slates(found):
+    # With a guide of independent items slates hold more groups (about 2, 2.6 and 3); under this one
+    # the items of a group move together, so that a slate from one draw holds fewer of them.
     greedy, thompson, in_slate = (found[f"hier {name} groups"] for name in POLICIES)
-    assert 1.6 < greedy < 2.2
-    assert 2.2 < thompson < 3.0
-    assert 2.6 < in_slate < 3.5
-    assert greedy < thompson < in_slate
+    assert 1.0 <= greedy < 2.2
+    assert greedy + 0.1 < thompson < 3.0
+    assert thompson + 0.1 < in_slate < 3.5
 
 
 @pytest.mark.slow
