@@ -92,8 +92,15 @@ def execute(path: Path, names: list[str]) -> Run:
             notebook, timeout=STUCK, resources={"metadata": {"path": folder}}, kernel_name="python3"
         )
         client.execute(env=environment)
-    told = json.loads(notebook.cells.pop().outputs[-1]["text"].splitlines()[-1])
+    told = reported(notebook.cells.pop().outputs)
     return Run(notebook, told["values"], told["seconds"])
+
+
+def reported(outputs: list[Any]) -> dict[str, Any]:
+    """Read the report off the outputs of its cell; warnings may stand beside it, in any order."""
+    printed = "".join(o["text"] for o in outputs if o.get("name") == "stdout")
+    found: dict[str, Any] = json.loads(printed.splitlines()[-1])
+    return found
 
 
 def differences(expected: dict[str, dict[str, Any]], found: dict[str, Any]) -> list[str]:

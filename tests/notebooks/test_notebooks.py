@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -92,3 +93,20 @@ def test_long_tutorial_fails(tiny):
     done = run(tiny(), "--limit", "0.01")
     assert done.returncode == 1
     assert "s of processor time, expected at most 0 s" in done.stdout
+
+
+def test_warnings_beside_the_report_do_not_hide_it():
+    spec = importlib.util.spec_from_file_location("notebooks_run", RUN)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclass looks its own module up
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        del sys.modules[spec.name]
+    printed = [
+        {"name": "stdout", "text": '{"values": {"a": 1}, '},
+        {"name": "stderr", "text": "a warning of the kernel\n"},
+        {"name": "stdout", "text": '"seconds": 2.0}\n'},
+        {"name": "stderr", "text": "another\n"},
+    ]
+    assert module.reported(printed) == {"values": {"a": 1}, "seconds": 2.0}
