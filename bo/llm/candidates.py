@@ -18,7 +18,7 @@ from torch import Tensor
 from probkit.bo.llm.cards import Context, ProblemCard, check_context
 from probkit.bo.llm.checks import check_parts
 from probkit.bo.llm.formats import DELIMITER
-from probkit.bo.llm.history import History, Truncate, kept_rows, orders
+from probkit.bo.llm.history import Evaluations, Truncate, kept_rows, orders
 from probkit.bo.llm.prompts import PromptWriter, fitting_rows, start_all
 from probkit.bo.llm.reports import AnswerReport, report_of
 from probkit.bo.llm.scores import print_score, score_decimals
@@ -223,7 +223,7 @@ class LLMCandidates:
                 "propose: expected the history as a pair (codes, scores), got "
                 f"{type(history).__name__}"
             )
-        seen = History.of(self.space, *history, "LLMCandidates.propose")
+        seen = Evaluations.of(self.space, *history, "LLMCandidates.propose")
         if target is None:
             target = target_score(seen.scores, self.card.direction, alpha)
         elif not math.isfinite(target):
@@ -238,7 +238,7 @@ class LLMCandidates:
         return pool.proposal(report, target)
 
     def _prompts(
-        self, serialiser: Serialiser, seen: History, target: float, seed: int
+        self, serialiser: Serialiser, seen: Evaluations, target: float, seed: int
     ) -> list[Prompt]:
         """One prompt for each order of the examples."""
         writer = PromptWriter(serialiser, self.card, self.context, self.chat)

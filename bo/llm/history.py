@@ -15,7 +15,7 @@ from probkit.data import as_tensor
 from probkit.errors import DataError, ShapeError
 from probkit.numerics import check_finite
 
-__all__ = ["History", "Truncate", "kept_rows", "orders"]
+__all__ = ["Evaluations", "Truncate", "kept_rows", "orders"]
 
 Truncate = Literal["recent", "best"]
 """Which rows stay where not all fit: the last ones, or those with the best scores."""
@@ -27,7 +27,7 @@ _SLACK = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
-class History:
+class Evaluations:
     """Configurations seen and their scores.
 
     Attributes:
@@ -41,7 +41,7 @@ class History:
     scores: Tensor
 
     @classmethod
-    def of(cls, space: Space, X: Any, scores: Any, what: str) -> History:
+    def of(cls, space: Space, X: Any, scores: Any, what: str) -> Evaluations:
         """Check observations.
 
         Args:
@@ -79,9 +79,9 @@ class History:
             )
         return cls(x, space.from_codes(x), y)
 
-    def take(self, rows: list[int]) -> History:
+    def take(self, rows: list[int]) -> Evaluations:
         """Return some of the rows."""
-        return History(self.X[rows], [self.params[k] for k in rows], self.scores[rows])
+        return Evaluations(self.X[rows], [self.params[k] for k in rows], self.scores[rows])
 
     def __len__(self) -> int:
         return len(self.params)

@@ -21,7 +21,7 @@ from torch import Tensor
 from probkit.bo.llm.acquisition import DiscreteExpectedImprovement
 from probkit.bo.llm.digits import DigitDensity, DigitTree, label_probability, read_label
 from probkit.bo.llm.formats import DELIMITER
-from probkit.bo.llm.history import History, kept_rows, orders
+from probkit.bo.llm.history import Evaluations, kept_rows, orders
 from probkit.bo.llm.posterior import DiscretePosterior
 from probkit.bo.llm.prompts import PromptWriter, fitting_rows, start_all
 from probkit.bo.llm.reports import AnswerReport, report_of
@@ -77,13 +77,13 @@ class LLMModel(Model):
         rows: Which rows of the history stand in prompts.
     """
 
-    def __init__(self, spec: LLMSurrogate, history: History, seed: int) -> None:
+    def __init__(self, spec: LLMSurrogate, history: Evaluations, seed: int) -> None:
         super().__init__()
         self.spec, self.history, self.seed = spec, history, seed
         self.warm_state = None
         self.report = AnswerReport()
         self._sign = spec.card.sign if spec.outcome == "utility" else 1.0
-        metric = History(history.X, history.params, self._sign * history.scores)
+        metric = Evaluations(history.X, history.params, self._sign * history.scores)
         self._serialiser = Serialiser(spec.space, warp=spec.warp, anonymous=spec.anonymous)
         self._writer = PromptWriter(self._serialiser, spec.card, spec.context, spec.chat)
         self._scale = Scale.of(metric.scores)
@@ -203,8 +203,8 @@ class LLMModel(Model):
                 "condition_on_observations: expected X [new, parameter] and Y [new, 1] without "
                 f"options, got {tuple(X.shape)}, {tuple(Y.shape)} and {sorted(kwargs)}"
             )
-        new = History.of(self.spec.space, X, Y, "condition_on_observations")
-        together = History(
+        new = Evaluations.of(self.spec.space, X, Y, "condition_on_observations")
+        together = Evaluations(
             torch.cat([self.history.X, new.X]),
             self.history.params + new.params,
             torch.cat([self.history.scores, new.scores]),
@@ -392,7 +392,9 @@ class LLMModel(Model):
 
     # ------------------------------------------------------------------ prompts
 
-    def _prompt(self, order: Sequence[int], query: str, history: History | None = None) -> Prompt:
+    def _prompt(
+        self, order: Sequence[int], query: str, history: Evaluations | None = None
+    ) -> Prompt:
         shown = self._shown if history is None else history
         rows = [self._serialiser.row(shown.params[k]) for k in order]
         if self.spec.mode == "classify":
@@ -401,7 +403,7 @@ class LLMModel(Model):
         scores = [print_score(float(shown.scores[k]), self.decimals) for k in order]
         return self._writer.score(rows, scores, query, self.decimals)
 
-    def _fitting(self, metric: History) -> list[int]:
+    def _fitting(self, metric: Evaluations) -> list[int]:
         """Rows of the history that stand in prompts."""
         spec, n = self.spec, len(metric)
         # The longest row stands for any candidate, with room for the answer behind it.

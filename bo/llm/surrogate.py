@@ -21,7 +21,7 @@ from typing import Any, Literal
 from probkit.bo.llm.cards import Context, ProblemCard, check_context
 from probkit.bo.llm.checks import check_parts
 from probkit.bo.llm.digits import DigitTree
-from probkit.bo.llm.history import History, Truncate
+from probkit.bo.llm.history import Evaluations, Truncate
 from probkit.bo.llm.model import LLMModel
 from probkit.bo.llm.serialise import Serialiser
 from probkit.bo.space import Space
@@ -168,4 +168,4 @@ class LLMSurrogate(Surrogate):
             DataError: No rows, values that are not finite, or rows that do not fit into the context
                 while ``truncate`` is None.
         """
-        return LLMModel(self, History.of(self.space, X, Y, "LLMSurrogate"), seed_of(rng))
+        return LLMModel(self, Evaluations.of(self.space, X, Y, "LLMSurrogate"), seed_of(rng))
