@@ -232,7 +232,7 @@ def test_maximised_objective_is_told_as_it_is() -> None:
 @pytest.mark.slow
 def test_batches_pending_points_and_acquisitions() -> None:
     made = study(oracle(), n=5, acq="log_ei")
-    assert made.advice == {} or "weights" in made.advice
+    assert set(made.advice["weights"]) and made.advice["asked"] > 0
     several = study(oracle(), n=5).ask(3)
     assert len({tuple(t.params.values()) for t in several}) == 3
 
