@@ -88,14 +88,11 @@ class StudySettings:
         from probkit.bo.surrogates.registry import surrogate_of
 
         spec: Any = surrogate_of(self.surrogate, self.options)
-        if getattr(spec, "lm", None) is not None:
-            from probkit.bo.llm.tuning import hybrid_of
-
-            spec = hybrid_of(spec)
+        if hasattr(spec, "in_study"):
+            spec = spec.in_study(space, outcomes)
         if self.noise == "none" and getattr(spec, "noise", None) == "learned":
             spec = surrogate_of(spec, {"noise": "none"})
-        place = getattr(spec, "in_study", None)
-        return spec if place is None else place(space, outcomes)
+        return spec
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON values; a function is stored by name only."""

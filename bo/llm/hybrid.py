@@ -16,6 +16,7 @@ calibrated language model itself, weighted by what predicts left-out outcomes be
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -140,7 +141,39 @@ class _Mean:
         return mean[..., 0, 0]
 
 
-class LeaningGP(Model):
+class _NormalModel(Model):
+    """A BoTorch model of one output whose predictions are jointly normal, given their law."""
+
+    @property
+    def num_outputs(self) -> int:
+        """One."""
+        return 1
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """Empty."""
+        return torch.Size()
+
+    @abstractmethod
+    def _law(self, X: Tensor, observation_noise: bool | Tensor) -> MultivariateNormal:
+        """The law of the q points of each t-batch ``X`` [*batch, q, feature]."""
+
+    def posterior(
+        self,
+        X: Tensor,
+        output_indices: Sequence[int] | None = None,
+        observation_noise: bool | Tensor = False,
+        posterior_transform: PosteriorTransform | None = None,
+        **_: Any,
+    ) -> BotorchPosterior:
+        """Predict jointly at the q points of each t-batch ``X`` [*batch, q, feature]."""
+        result = GPyTorchPosterior(self._law(X, observation_noise))
+        if posterior_transform is not None:
+            return posterior_transform(posterior=result, X=X)
+        return result
+
+
+class LeaningGP(_NormalModel):
     """trust * m(x) + offset + scale * g(x), with g a Gaussian process fitted to what is left.
 
     Args:
@@ -175,32 +208,11 @@ class LeaningGP(Model):
         with torch.enable_grad():
             return self._spec.fit(rest, previous=previous, rng=0)
 
-    @property
-    def num_outputs(self) -> int:
-        """One."""
-        return 1
-
-    @property
-    def batch_shape(self) -> torch.Size:
-        """Empty."""
-        return torch.Size()
-
-    def posterior(
-        self,
-        X: Tensor,
-        output_indices: Sequence[int] | None = None,
-        observation_noise: bool | Tensor = False,
-        posterior_transform: PosteriorTransform | None = None,
-        **_: Any,
-    ) -> BotorchPosterior:
-        """Predict jointly at the q points of each t-batch ``X`` [*batch, q, feature]."""
+    def _law(self, X: Tensor, observation_noise: bool | Tensor) -> MultivariateNormal:
         law = self.process.posterior(X, observation_noise=observation_noise).distribution
         mean = self.trust * self._mean(X) + self.offset + self.scale * law.mean
         covariance = to_linear_operator(self.scale**2 * law.covariance_matrix)
-        result = GPyTorchPosterior(MultivariateNormal(mean, covariance))
-        if posterior_transform is not None:
-            return posterior_transform(posterior=result, X=X)
-        return result
+        return MultivariateNormal(mean, covariance)
 
 
 def _rest(data: TrainingData, explained: Tensor) -> tuple[TrainingData, float, float]:
@@ -217,7 +229,7 @@ def _rest(data: TrainingData, explained: Tensor) -> tuple[TrainingData, float, f
     return rest, offset, scale
 
 
-class LanguageModelAlone(Model):
+class LanguageModelAlone(_NormalModel):
     """What the language model says, with calibrated standard deviations, points independent.
 
     Args:
@@ -229,38 +241,15 @@ class LanguageModelAlone(Model):
         super().__init__()
         self._mean, self.calibration = mean, calibration
 
-    @property
-    def num_outputs(self) -> int:
-        """One."""
-        return 1
-
-    @property
-    def batch_shape(self) -> torch.Size:
-        """Empty."""
-        return torch.Size()
-
-    def posterior(
-        self,
-        X: Tensor,
-        output_indices: Sequence[int] | None = None,
-        observation_noise: bool | Tensor = False,
-        posterior_transform: PosteriorTransform | None = None,
-        **_: Any,
-    ) -> BotorchPosterior:
-        """Predict the q points of each t-batch ``X`` [*batch, q, feature].
-
-        Points that it was not asked about take the middle of its standard deviations.
-        """
+    def _law(self, X: Tensor, observation_noise: bool | Tensor) -> MultivariateNormal:
+        """Points that it was not asked about take the middle of its standard deviations."""
         mean = self._mean(X)
         said: Said = self._mean.said
         where = places(X, said.X)
         sd = torch.where(where >= 0, said.sd[where.clamp_min(0)], said.sd.median())
         variance = self.calibration.sd(sd).square()
         covariance = to_linear_operator(torch.diag_embed(variance))
-        result = GPyTorchPosterior(MultivariateNormal(mean, covariance))
-        if posterior_transform is not None:
-            return posterior_transform(posterior=result, X=X)
-        return result
+        return MultivariateNormal(mean, covariance)
 
 
 @dataclass(eq=False)

@@ -137,6 +137,12 @@ class LLMSurrogate(Surrogate):
         usual = 0.7 if self.mode == "mc" else 1.0
         return Law(usual if self.temperature is None else self.temperature, self.top_p)
 
+    def in_study(self, space: Space, outcomes: Any) -> Any:
+        """Return the hybrid that a study asks in its place; see ``LLMHybrid.in_study``."""
+        from probkit.bo.llm.tuning import LLMHybrid  # it builds on this module
+
+        return LLMHybrid(surrogate=self).in_study(space, outcomes)
+
     def fit(
         self, data: TrainingData, *, previous: Mapping[str, Any] | None = None, rng: Rng
     ) -> LLMModel:

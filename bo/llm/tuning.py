@@ -41,7 +41,7 @@ from probkit.errors import CapabilityError, DataError
 from probkit.models.language.protocol import Budget, LanguageModel, Usage
 from probkit.rng import Rng, seed_of, stream
 
-__all__ = ["Adviser", "Chosen", "LLMHybrid", "hybrid_of"]
+__all__ = ["Adviser", "Chosen", "LLMHybrid"]
 
 _log = logging.getLogger("probkit.bo")
 
@@ -279,13 +279,6 @@ class Chosen(NamedTuple):
 
     points: Tensor
     origins: list[str]
-
-
-def hybrid_of(surrogate: Any) -> Any:
-    """Return the hybrid around an :class:`LLMSurrogate`; anything else as it is."""
-    if isinstance(surrogate, LLMSurrogate):
-        return LLMHybrid(surrogate=surrogate)
-    return surrogate
 
 
 class _Ledger:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from probkit.errors import CapabilityError, DataError, ShapeError
 from probkit.models.language.chat import prompt_value
+from probkit.models.language.meter import Meter
 from probkit.models.language.protocol import (
     Budget,
     Capabilities,
@@ -125,7 +126,7 @@ class OracleLM:
             )
         self.script, self.rates, self.context, self.budget = script, rates, context, budget
         self._answer = script.answer if isinstance(script, Script) else script
-        self._usage = Usage()
+        self._meter = Meter()
 
     def __repr__(self) -> str:
         faults = "".join(f", {name}={rate:g}" for name, rate in self.rates.items() if rate)
@@ -139,7 +140,7 @@ class OracleLM:
     @property
     def usage(self) -> Usage:
         """What was spent since the model was made."""
-        return self._usage
+        return self._meter.total
 
     @property
     def vocabulary(self) -> Sequence[str]:
@@ -185,15 +186,15 @@ class OracleLM:
             length = 0 if prefix.prompt in asked else len(_text(prefix.prompt))
             asked.add(prefix.prompt)
             planned = Usage(prompt_tokens=length, calls=1)
-            if self.budget is not None and self.budget.spent(self._usage, planned) is not None:
+            if self.budget is not None and self.budget.spent(self.usage, planned) is not None:
                 steps.append(Continuation((), "", math.nan, math.nan, "budget", 0))
                 continue
             own = stream(0) if law.temperature == 0.0 else stream(seed, k)
             step = self._one(prefix, stop, max_tokens, own)
             failed = int(step.reason == "failed")
-            self._usage += Usage(length, 0, step.n_tokens, 1, failures=failed)
+            self._meter.add(Usage(length, 0, step.n_tokens, 1, failures=failed))
             steps.append(step)
-        self._usage += Usage(seconds=time.perf_counter() - begun)
+        self._meter.add(Usage(seconds=time.perf_counter() - begun))
         return steps
 
     def score(self, prefixes: Sequence[Prefix], steps: Sequence[Continuation]) -> Tensor:
@@ -327,7 +328,7 @@ class FiniteLM:
         texts = (*dict.fromkeys((*_CHARACTERS, *tokens)), "")
         self._vocabulary, self._end = texts, len(texts) - 1
         self._index = {text: k for k, text in enumerate(texts)}
-        self._usage = Usage()
+        self._meter = Meter()
 
         @lru_cache(maxsize=256)
         def answers(prompt: str) -> _Answers:
@@ -343,7 +344,7 @@ class FiniteLM:
     @property
     def usage(self) -> Usage:
         """What was spent since the model was made."""
-        return self._usage
+        return self._meter.total
 
     @property
     def vocabulary(self) -> Sequence[str]:
@@ -478,7 +479,7 @@ class FiniteLM:
     def _spend(self, prefixes: Sequence[Prefix], generated: int, begun: float) -> None:
         read = len({prefix.prompt for prefix in prefixes})
         seconds = time.perf_counter() - begun
-        self._usage += Usage(read, 0, generated, 1, seconds=seconds)
+        self._meter.add(Usage(read, 0, generated, 1, seconds=seconds))
 
 
 def _tokenised(text: str, index: Mapping[str, int]) -> tuple[int, ...]:
