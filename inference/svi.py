@@ -159,7 +159,7 @@ class SVI(Sampler):
         guide = self._guide(problem)
         sites = problem.model.sites(data)
         local = any(site.plate is not None for site in sites.values())
-        model = Sized(problem.model, loader.units) if loader and local else problem.model
+        model = Sized(problem.model, loader.units, local) if loader else problem.model
         self._check_guide(guide, local)
         params = guide.init(model, data, rng=rngs[0])
         params = map_tensors(lambda t: t.detach().clone(), params)

@@ -137,14 +137,21 @@ class Cursor:
 
 
 class Sized:
-    """A model whose local sites have all ``units``, though the data at hand is one batch.
+    """A model of a :class:`Loader`: the data at hand is one batch, not all there is.
 
-    Guides start their parameters on it.
+    Guides start their parameters on it. Local sites have all units, and no starting values: those
+    would be of one batch.
+
+    Args:
+        model: The model.
+        units: Number of units in all; needed where there are local sites.
+        local: Whether there are any.
     """
 
-    def __init__(self, model: Any, units: int | None) -> None:
+    def __init__(self, model: Any, units: int | None, local: bool = True) -> None:
         self._model = model
         self._units = units
+        self._local = local
 
     def sites(self, data: Any) -> dict[str, Site]:
         """Return the model's sites, the plate of local ones widened to all units."""
@@ -161,7 +168,6 @@ class Sized:
         return replace(site, shape=(self._units, *site.shape[1:]))
 
     def __getattr__(self, name: str) -> Any:
-        # Starting values would be those of one batch.
-        if name.startswith("__") or name == "initial_values":
+        if name.startswith("__") or (name == "initial_values" and self._local):
             raise AttributeError(name)
         return getattr(self._model, name)

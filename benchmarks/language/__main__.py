@@ -18,8 +18,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no cell after")
     chosen = parser.parse_args()
     until = time.monotonic() + chosen.seconds
+    import torch
+
     from probkit.models.language import load_smollm2
 
+    torch.set_num_threads(1)  # threads that wait for each other cost tenfold beside other work
     load = functools.cache(load_smollm2)
     for table in chosen.tables:
         fill = {"sums": _running_sums.fill, "constrained": _constrained.fill}[table]

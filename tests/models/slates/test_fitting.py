@@ -117,6 +117,26 @@ def _stop_at(step):
 # ---------------------------------------------------------------- guides and what is reported
 
 
+@pytest.mark.parametrize("user_init", ["zero", "normal"])
+def test_items_outside_the_first_batch_of_a_loader_are_learned(user_init):
+    log = random_log(users=12, steps=4, slots=3, items=40, seed=1, n_groups=2)
+    model = small_model(log, user_init=user_init)
+    first = log.take(torch.arange(2))
+    loader = replace(log.loader(4), example=first)
+    post = pk.infer(model, loader, SVI(steps=60, lr=0.05, particles=1), rng=0)
+    table = post.source.params[0]["items"]
+    seen_first = torch.cat([first.slate.flatten(), first.click.flatten()]).unique()
+    others = torch.cat([log.slate.flatten(), log.click.flatten()]).unique()
+    others = others[(others > 2) & ~torch.isin(others, seen_first)]
+    assert len(others) > 10
+    # What is learned of an item is a factor narrower than the one that items join with.
+    assert (table["log_scale"][others].mean(1) < 0.5).all()
+    whole = pk.infer(model, log, SVI(steps=60, lr=0.05, batch_size=4, particles=1), rng=0)
+    same = whole.source.params[0]["items"]
+    gap = (table["loc"][others] - same["loc"][others]).abs().mean()
+    assert gap < same["loc"][others].abs().mean()
+
+
 def test_mean_field_becomes_the_models_own_and_the_temperature_is_reported():
     log = small_log()
     post = pk.infer(small_model(log, temperature=0.25), log, QUICK, guide=MeanField(0.2), rng=0)
