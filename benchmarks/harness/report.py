@@ -180,7 +180,8 @@ def _summary_rows(result: TimingResult) -> list[list[str]]:
         known = [p.met for p in pairs if p.bound is not None]
         met = verdict(all(known) if known and None not in known else None)
         where = _varying([p.workload for p in good or pairs])
-        rows.append([_heading(result), ours, peer, where, ratio, _goal(pairs[0]), met])
+        goals = " / ".join(_unique(_goal(pair) for pair in pairs))
+        rows.append([_heading(result), ours, peer, where, ratio, goals, met])
     return rows
 
 

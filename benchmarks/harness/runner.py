@@ -300,6 +300,8 @@ def _timing(name: str, workload: Workload, side: _Side) -> Timing:
 def _pair(comparison: Comparison, workload: Workload, run: _Run, device: str) -> Pair:
     """Compare two sides: first their results, and only then their times."""
     goal = comparison.goal if device == "cpu" else comparison.gpu_goal
+    if callable(goal):
+        goal = goal(workload)
     metric = comparison.metric if device == "cpu" else "wall"
     gap, problem = _check(comparison, run)
     spread = None

@@ -104,7 +104,8 @@ class Comparison:
         peer: Name of the contender in the denominator.
         agreement: The check made before a ratio is quoted, or one sentence on why the two have no
             numbers in common.
-        goal: Goal on the CPU; None where the ratio is only reported.
+        goal: Goal on the CPU, or a function of the workload that returns it; None where the ratio
+            is only reported.
         gpu_goal: Goal on the GPU, where wall time is compared.
         metric: Time compared on the CPU.
     """
@@ -112,7 +113,7 @@ class Comparison:
     ours: str
     peer: str
     agreement: Agreement | str
-    goal: Goal | None = None
+    goal: Goal | Callable[[Workload], Goal | None] | None = None
     gpu_goal: Goal | None = None
     metric: Metric = "cpu"
 
