@@ -41,7 +41,7 @@ ADVISERS = ("gp", "adversarial", "adversarial from the start", "faults 0 %", "fa
             "faults 30 %", "faults 60 %")  # fmt: skip
 #: Of rows of the histories.
 PREDICTORS = ("gp", "smollm2 samples", "smollm2 digits", "hybrid")
-ROWS = (5, 10, 20, 30)
+ROWS = (5, 20)
 
 
 def plans(kind: str, seeds: int | None = None) -> Iterator[Plan]:
