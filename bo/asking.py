@@ -32,6 +32,8 @@ __all__ = ["NextPoints", "StudySettings", "evidence_of", "fit_surrogate", "next_
 
 #: Codes of two points that are closer than this are the same point.
 _SAME = 1e-9
+#: Outcome transforms that take variances, which exact or measured outcomes come with.
+_OUTCOMES = ("standardize", "winsorize", "rank", "none")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class StudySettings:
         noise: ``"auto"`` or ``"none"``.
         initial: Number of points before the first surrogate.
         failures: ``"worst"`` or ``"ignore"``.
+        outcome: Name of the outcome transform.
         options: Options of the surrogate.
     """
 
@@ -54,6 +57,7 @@ class StudySettings:
     noise: str = "auto"
     initial: int = 10
     failures: str = "worst"
+    outcome: str = "standardize"
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -72,6 +76,14 @@ class StudySettings:
         if self.acquisition != "auto" and self.acquisition not in ACQUISITIONS:
             names = ", ".join(map(repr, ACQUISITIONS))
             raise DataError(f"acq: expected 'auto' or one of {names}, got {self.acquisition!r}")
+        if self.outcome not in _OUTCOMES:
+            names = ", ".join(map(repr, _OUTCOMES))
+            raise DataError(f"outcome: expected one of {names}, got {self.outcome!r}")
+        if self.outcome != "standardize" and _is_function(self.surrogate):
+            raise DataError(
+                f"outcome={self.outcome!r}: a surrogate that is a function transforms outcomes "
+                "itself; leave it out"
+            )
         if not _is_function(self.surrogate):
             from probkit.bo.surrogates.registry import surrogate_of
 
@@ -103,6 +115,7 @@ class StudySettings:
             "noise": self.noise,
             "initial": self.initial,
             "failures": self.failures,
+            "outcome": self.outcome,
             "options": {name: _write_option(value) for name, value in self.options.items()},
         }
 
@@ -133,6 +146,7 @@ class StudySettings:
             noise=tree.get("noise", "auto"),
             initial=tree["initial"],
             failures=tree.get("failures", "worst"),
+            outcome=tree.get("outcome", "standardize"),
             options={**kept, **given},
         )
 
@@ -448,8 +462,9 @@ def fit_surrogate(
     exact = settings.noise == "none" and getattr(spec, "noise", None) == "none"
     variances = None if exact else seen.Yvar
     return make_surrogate(
-        spec, seen.X, seen.Y, variances, bounds=space.domain, previous=previous, rng=rng
-    )
+        spec, seen.X, seen.Y, variances, bounds=space.domain, outcome=settings.outcome,
+        previous=previous, rng=rng,
+    )  # fmt: skip
 
 
 def _warm(state: Any, settings: StudySettings) -> Any:

@@ -74,7 +74,7 @@ class ProbkitSampler(_Base):
     ) -> None:
         optuna = require("optuna", extra="bo")
         self._settings = StudySettings(
-            surrogate, acq, seed_of(rng), noise, initial, failures, dict(options or {})
+            surrogate, acq, seed_of(rng), noise, initial, failures, options=dict(options or {})
         )
         seed = self._settings.seed % 2**32
         self._independent = independent or optuna.samplers.RandomSampler(seed=seed)

@@ -62,6 +62,9 @@ class Study:
             of parameters, at least 5 and at most 20.
         failures: ``"worst"`` lets failed and pruned trials stand in the data with bad values;
             ``"ignore"`` leaves them out.
+        outcome: How outcomes are transformed for the surrogate. Beside ``"standardize"`` there are
+            ``"winsorize"``, which clips bad outliers first, ``"rank"``, which looks at nothing but
+            their order, and ``"none"``.
         options: Further options of the surrogate, such as ``{"hidden": [50, 50]}``.
 
     Raises:
@@ -90,6 +93,7 @@ class Study:
         noise: Literal["auto", "none"] = "auto",
         initial: int | None = None,
         failures: Literal["worst", "ignore"] = "worst",
+        outcome: Literal["standardize", "winsorize", "rank", "none"] = "standardize",
         options: Mapping[str, Any] | None = None,
     ) -> None:
         if not isinstance(space, Space):
@@ -102,6 +106,7 @@ class Study:
             noise=noise,
             initial=min(max(5, 2 * len(space)), 20) if initial is None else initial,
             failures=failures,
+            outcome=outcome,
             options=dict(options or {}),
         )
         store = Storage(storage, name)

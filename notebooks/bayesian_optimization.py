@@ -228,7 +228,7 @@ calibration.summary().round(3)
 # Thirty trials crowd around the optimum after a broad start, which is hard on any model with one
 # length scale; read the curve as a warning light, not as a test. Where it stays far below the
 # diagonal, try `surrogate="auto"`, which compares surrogates by leave-one-out predictions, or a
-# robust outcome transform.
+# robust outcome transform: `Study(..., outcome="winsorize")`.
 #
 # ## The decision
 #

@@ -184,6 +184,19 @@ def _variance(data: TrainingData, exact: bool) -> Tensor | None:
     """Return the known variances [row, 1], at least that of exact outcomes; None to learn it."""
     if data.Yvar is None and not exact:
         return None
-    spread = data.Y.var(0, keepdim=True)
-    floor = _EXACT * torch.where(spread > 0, spread, 1.0).expand_as(data.Y)
-    return floor.clone() if data.Yvar is None else torch.maximum(data.Yvar, floor)
+    floor = _EXACT * _spread(data)
+    return floor if data.Yvar is None else torch.maximum(data.Yvar, floor)
+
+
+def _spread(data: TrainingData) -> Tensor:
+    """The variance [row, 1] that the outcomes have for the model, in their own units.
+
+    Behind a transform that withstands heavy tails it is not that of the outcomes themselves.
+    """
+    if data.outcome in ("winsorize", "rank"):
+        transform = outcome_transform(data.outcome, 1)
+        values, slopes = transform(data.Y, torch.ones_like(data.Y))  # type: ignore[misc]
+        spread = values.var(0, keepdim=True) / slopes
+    else:
+        spread = data.Y.var(0, keepdim=True).expand_as(data.Y).clone()
+    return torch.where(spread > 0, spread, 1.0)

@@ -499,11 +499,33 @@ def test_noise_is_told_for_all_or_for_none():
         exact.tell(exact.ask(), 1.0, var=0.1)
 
 
+def cliff(params):
+    """Branin, on a third of the plane a hundred thousand times as large."""
+    return branin(params) + (1e5 * (1 + params["y"]) if params["x"] < -1 else 0)
+
+
+def test_outcomes_with_heavy_tails_are_clipped_on_request(tmp_path):
+    found = {}
+    for outcome in ("standardize", "winsorize"):
+        study = study_of(tmp_path / f"{outcome}.db", outcome=outcome, initial=8)
+        study.optimize(cliff, 12)
+        inside = [t.params for t in study.trials if t.params["x"] >= -1]
+        truth = np.array([branin(p) for p in inside])
+        found[outcome] = float(np.abs(study.predict(inside)["loss"] - truth).mean())
+        assert Study.load(tmp_path / f"{outcome}.db").settings.outcome == outcome
+    # A scale of 1e5 leaves nothing of differences of 10 to a process that is not told of it.
+    assert found["winsorize"] < 0.2 * found["standardize"]
+    with pytest.raises(DataError, match=r"its outcome differs"):
+        study_of(tmp_path / "winsorize.db", outcome="rank", initial=8)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"noise": "some"}, r"noise: expected 'auto' or 'none', got 'some'"),
         ({"failures": "zero"}, r"failures: expected 'worst' or 'ignore', got 'zero'"),
+        ({"outcome": "log"}, r"outcome: expected one of 'standardize', .* got 'log'"),
+        ({"outcome": "rank", "surrogate": unfitted}, r"outcome='rank': a surrogate that is a fun"),
         ({"initial": 1}, r"initial: expected a whole number of points >= 2, got 1"),
         ({"surrogate": "forest"}, r"surrogate: expected one of 'gp', .* got 'forest'"),
         ({"options": {"depth": 3}}, r"surrogate options: .*depth"),
