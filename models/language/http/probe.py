@@ -37,6 +37,7 @@ _SHORT = "a"
 _CHAT = (("user", "Count from one to ten in words."),)
 _UNLIKELY = "Zq7 4#"  # no answer begins with this unless it was put there
 _TOKENS = 8
+_TIMES = 4
 _TEMPLATE = 4  # prompt tokens from which the single letter has been wrapped into a template
 _SAME = 0.05  # nats by which log probabilities of one token may differ from batch to batch
 
@@ -332,7 +333,10 @@ class Probe:
         """Whether log probabilities are told before or after the temperature."""
         tops = []
         for temperature in (1.0, 2.0):
-            answer = await self._try(end, ask._replace(temperature=temperature, logprobs=2))
+            for _ in range(_TIMES):  # an answer may be drawn that ends before its first token
+                answer = await self._try(end, ask._replace(temperature=temperature, logprobs=2))
+                if answer is None or (answer.pieces and answer.pieces[0].top):
+                    break
             if answer is None or not answer.pieces or not answer.pieces[0].top:
                 return "unknown"
             tops.append(answer.pieces[0].top)

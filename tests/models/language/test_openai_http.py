@@ -27,9 +27,14 @@ from probkit.models import OpenAILM
 from probkit.models.language import Budget, Prices, Retries
 from probkit.models.language.http.ledger import Ledger, OverBudgetError, Plan, PromptEstimate
 from probkit.models.language.http.loop import BackgroundLoop
+from probkit.models.language.http.probe import Probe
+from probkit.models.language.http.profile import Endpoint
+from probkit.models.language.http.requests import Ask
 from probkit.models.language.http.retry import retry_after
 from probkit.models.language.http.schema import (
+    Answer,
     MalformedError,
+    Piece,
     parse_chat,
     parse_completion,
     parse_llama,
@@ -666,3 +671,28 @@ def test_a_chain_that_cannot_be_told_apart_is_no_prefill():
         with model_of(server) as lm:
             assert not lm.capabilities.prefill
             assert not lm.capabilities.seed  # all texts are equal: seeds cannot be seen to work
+
+
+# ------------------------------------------------------------------------------- probing
+
+
+@pytest.mark.parametrize(
+    ("second", "law"), [(-1.2, "raw"), (-0.9, "scaled"), (None, "unknown")], ids=str
+)
+def test_a_drawn_answer_without_tokens_does_not_hide_how_log_probs_are_told(second, law):
+    """Of two answers the first ends before its first token; a server that never tells is known."""
+
+    def told(value):
+        return Answer("x", "length", pieces=(Piece(b"x", 1, value, {"x": value}),))
+
+    answers = {1.0: told(-1.2), 2.0: None if second is None else told(second)}
+    asked = []
+
+    async def ask(end, question):
+        asked.append(question.temperature)
+        empty = asked.count(question.temperature) == 1 or answers[question.temperature] is None
+        return Answer("", "stop") if empty else answers[question.temperature]
+
+    probe = Probe("http://server/v1", "http://server", None, None, ask, None)
+    assert asyncio.run(probe._law(Endpoint("completions"), Ask("one two"))) == law
+    assert 3 < len(asked) < 8
