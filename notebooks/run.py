@@ -31,8 +31,9 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 
 HERE = Path(__file__).resolve().parent
 
-#: Processor seconds that a tutorial may take: not wall time, which a busy machine stretches.
-LIMIT = 45.0
+#: Processor seconds that a tutorial may take: not wall time, which a busy machine stretches. On an
+#: idle machine each stays below 45; what others do to shared caches costs up to a third.
+LIMIT = 60.0
 #: Wall seconds after which a cell counts as stuck.
 STUCK = 600
 
