@@ -154,7 +154,7 @@ def _evaluate(quick: bool) -> Sequence[Value]:
     import torch
 
     torch.set_num_threads(1)
-    seeds, rounds = (2, 3) if quick else (15, 30)
+    seeds, rounds = (2, 3) if quick else (5, 30)
     runs = [_run(seed, rounds) for seed in range(seeds)]
     values: list[Value] = []
     for arm in runs[0]:
