@@ -5,6 +5,7 @@ python -m benchmarks.slates._recbole log.npz answer.npz
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import tempfile
 from pathlib import Path
@@ -24,7 +25,8 @@ def main(source: Path, target: Path) -> None:
     log = np.load(source)
     click, train, held, steps = log["click"], log["train"], log["held"], log["steps"]
     size = int(log["size"])
-    with tempfile.TemporaryDirectory() as folder:
+    # RecBole leaves logs in the folder where it is called.
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         path = Path(folder) / "slates"
         path.mkdir()
         lines = ["user_id:token\titem_id:token\ttimestamp:float"]
@@ -89,4 +91,4 @@ def main(source: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve())
