@@ -26,7 +26,17 @@ def _evaluate(quick: bool) -> Sequence[Value]:
         last, before = found[1_000_000], found[100_000]
         values += [
             Value("I = 1,000,000 over I = 100,000", last / before, 2.0, rule="at most"),
-            Value("I = 1,000,000: seconds of CPU a step, goal", last, 0.1, rule="at most"),
+            Value(
+                "I = 1,000,000: seconds of CPU a step, goal",
+                last,
+                0.1,
+                rule="at most",
+                note=(
+                    "profile: row-wise Adam 26 % (half of it writing 50,000 scattered rows of four "
+                    "tables), backward pass 28 % (half of it the items' law), drawing the items "
+                    "22 %, reading rows 10 %, the batch's plan 7 %"
+                ),
+            ),
         ]
     return values
 
