@@ -32,8 +32,8 @@ __all__ = ["NextPoints", "StudySettings", "evidence_of", "fit_surrogate", "next_
 
 #: Codes of two points that are closer than this are the same point.
 _SAME = 1e-9
-#: Outcome transforms that take variances, which exact or measured outcomes come with.
-_OUTCOMES = ("standardize", "winsorize", "rank", "none")
+#: Outcome transforms with all that a study needs: variances in, means and variances out.
+_OUTCOMES = ("standardize", "winsorize")
 
 
 @dataclass(frozen=True)

@@ -62,9 +62,8 @@ class Study:
             of parameters, at least 5 and at most 20.
         failures: ``"worst"`` lets failed and pruned trials stand in the data with bad values;
             ``"ignore"`` leaves them out.
-        outcome: How outcomes are transformed for the surrogate. Beside ``"standardize"`` there are
-            ``"winsorize"``, which clips bad outliers first, ``"rank"``, which looks at nothing but
-            their order, and ``"none"``.
+        outcome: How outcomes are transformed for the surrogate: ``"standardize"``, or
+            ``"winsorize"``, which clips bad outliers first, for outcomes with heavy tails.
         options: Further options of the surrogate, such as ``{"hidden": [50, 50]}``.
 
     Raises:
@@ -93,7 +92,7 @@ class Study:
         noise: Literal["auto", "none"] = "auto",
         initial: int | None = None,
         failures: Literal["worst", "ignore"] = "worst",
-        outcome: Literal["standardize", "winsorize", "rank", "none"] = "standardize",
+        outcome: Literal["standardize", "winsorize"] = "standardize",
         options: Mapping[str, Any] | None = None,
     ) -> None:
         if not isinstance(space, Space):

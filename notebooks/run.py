@@ -31,8 +31,8 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 
 HERE = Path(__file__).resolve().parent
 
-#: Processor seconds that a tutorial may take: not wall time, which a busy machine stretches. On an
-#: idle machine each stays below 45; what others do to shared caches costs up to a third.
+#: Processor seconds that a tutorial may take: not wall time, which a busy machine stretches.
+#: The aim is 45; beside other work some have taken up to 50.
 LIMIT = 60.0
 #: Wall seconds after which a cell counts as stuck.
 STUCK = 600

@@ -115,7 +115,7 @@ BENCHMARK = Benchmark(
         "shows half of all items there is little to save.",
         "Profile of probkit's step, 64 users and 10,000 items: 40 % backward pass (the items' law "
         "12 %, scores 7 %, the rest mostly the GRU), 16 % drawing the items with their divergence, "
-        "11 % Adam on the rows touched, 8 % noise, 7 % the GRU forward. Nothing of this is left "
+        "11 % Adam on the rows touched, 7 % the GRU forward. Nothing of this is left "
         "out by touching fewer rows: the batch shows most of the items.",
     ),
 )

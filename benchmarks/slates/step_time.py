@@ -33,8 +33,8 @@ def _evaluate(quick: bool) -> Sequence[Value]:
                 rule="at most",
                 note=(
                     "profile: row-wise Adam 26 % (half of it writing 50,000 scattered rows of four "
-                    "tables), backward pass 28 % (half of it the items' law), drawing the items "
-                    "22 %, reading rows 10 %, the batch's plan 7 %"
+                    "tables), backward pass 28 % (a third of it the items' law), drawing the items "
+                    "22 %, finding and reading the rows 10 %"
                 ),
             ),
         ]

@@ -277,3 +277,14 @@ def test_the_fit_stops_at_a_mode():
                 if constraint is None or bool(constraint.check(value)):
                     assert float(log_posterior(model)) <= reached + 1e-3
                 value.data.copy_(old)
+
+
+@pytest.mark.parametrize("outcome", ["standardize", "winsorize", "rank"])
+def test_exact_outcomes_stay_exact_behind_every_transform(outcome):
+    """The floor of the noise is a millionth of what the model sees, not of the heavy tails."""
+    x = torch.linspace(0, 1, 15, dtype=torch.float64)[:, None]
+    y = torch.sin(3 * x)
+    y[-2:] = -1e5
+    model = make_surrogate("gp-exact", x, y, outcome=outcome, rng=0)
+    share = float(model.likelihood.noise.mean() / model.train_targets.var())
+    assert share == pytest.approx(1e-6, rel=0.1)  # GPyTorch rounds variances below 1e-6 up to it

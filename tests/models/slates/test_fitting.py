@@ -134,7 +134,7 @@ def test_items_outside_the_first_batch_of_a_loader_are_learned(user_init):
     whole = pk.infer(model, log, SVI(steps=60, lr=0.05, batch_size=4, particles=1), rng=0)
     same = whole.source.params[0]["items"]
     gap = (table["loc"][others] - same["loc"][others]).abs().mean()
-    assert gap < same["loc"][others].abs().mean()
+    assert gap < 0.5 * same["loc"][others].abs().mean()
 
 
 def test_mean_field_becomes_the_models_own_and_the_temperature_is_reported():
