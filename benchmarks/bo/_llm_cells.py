@@ -33,8 +33,11 @@ class Plan(NamedTuple):
     seed: int
 
 
-#: Of the recorded runs.
+#: Of the recorded runs: studies as a user gets them, noise learned. A score in cross-validation is a
+#: step function of the parameters, which a process that passes through every point fits badly.
 METHODS = ("random", "tpe", "gp", "ibnn")
+#: The process told that outcomes are exact, to see what that costs.
+VARIANTS = ("gp noise-free",)
 #: On Branin: the plain process, and the hybrid with language models that are wrong on purpose or
 #: helpful, the latter with broken answers at some rate; the same initial points but where said.
 ADVISERS = ("gp", "adversarial", "adversarial from the start", "faults 0 %", "faults 10 %",
@@ -55,7 +58,7 @@ def plans(kind: str, seeds: int | None = None) -> Iterator[Plan]:
         from benchmarks.bo._llm_recorded import DATASETS, MODELS
 
         for model in MODELS:
-            for method in METHODS:
+            for method in METHODS + VARIANTS:
                 for dataset in DATASETS:
                     for seed in range(seeds or 5):
                         yield Plan(kind, dataset, model, method, seed)

@@ -188,10 +188,12 @@ def run(plan: Plan) -> dict[str, Any]:
 
         chooser.study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTS)
     else:
+        surrogate, _, exact = method.partition(" ")
         chooser = _Study.__new__(_Study)
         chooser.study = Study(
-            space, problem.objectives, surrogate=method, noise="none", rng=seed, initial=STARTS
-        )
+            space, problem.objectives, surrogate=surrogate, noise="none" if exact else "auto",
+            rng=seed, initial=STARTS,
+        )  # fmt: skip
     scores, asks, evaluations = [], [], []
     for params in start.params[:STARTS]:
         scores.append(score(dataset, model, params))

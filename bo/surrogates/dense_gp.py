@@ -11,7 +11,9 @@ from botorch.models import SingleTaskGP
 from botorch.models.transforms.outcome import Standardize
 from botorch.posteriors.gpytorch import GPyTorchPosterior
 from botorch.posteriors.posterior import Posterior
+from gpytorch import settings
 from gpytorch.distributions import MultivariateNormal
+from gpytorch.kernels import Kernel
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
 from linear_operator import to_linear_operator
 from torch import Tensor
@@ -20,7 +22,18 @@ from probkit.errors import DataError
 from probkit.numerics import safe_cholesky
 from probkit.rng import scope
 
-__all__ = ["DenseGP"]
+__all__ = ["DenseGP", "covariance"]
+
+
+def covariance(kernel: Kernel, x1: Tensor, x2: Tensor | None = None) -> Tensor:
+    """Return k(x1, x2) [*batch, n1, n2] at once; x2 is x1 where it is not given.
+
+    GPyTorch puts evaluation off until it knows which entries are wanted. For small matrices that
+    are wanted whole, the bookkeeping costs as much as the kernel.
+    """
+    with settings.lazily_evaluate_kernels(False):
+        found: Tensor = kernel(x1, x2).to_dense()
+    return found
 
 
 class DenseGP(SingleTaskGP):
@@ -48,7 +61,7 @@ class DenseGP(SingleTaskGP):
         if self._factors is None:
             x, y = self.train_inputs[0], self.train_targets
             with torch.no_grad(), scope(quiet=True):
-                K = self.covar_module(x).to_dense()
+                K = covariance(self.covar_module, x)
                 noise = self.likelihood.noise.expand(len(y))
                 L, _ = safe_cholesky(K + torch.diag_embed(noise))
                 inverse = torch.linalg.solve_triangular(
@@ -82,22 +95,22 @@ class DenseGP(SingleTaskGP):
             )
         x = self.transform_inputs(X)
         inverse, weights = self._factorised()
-        cross = self.covar_module(x, self.train_inputs[0]).to_dense()
+        cross = covariance(self.covar_module, x, self.train_inputs[0])
         mean = self.mean_module(x) + (cross @ weights).squeeze(-1)
         white = cross @ inverse.mT
         if x.shape[-2] == 1:
             prior = self.covar_module(x, diag=True)
             variance = (prior - white.square().sum(-1)).clamp_min(1e-14)
-            covariance = variance.unsqueeze(-1)
+            joint = variance.unsqueeze(-1)
         else:
-            covariance = self.covar_module(x).to_dense() - white @ white.mT
+            joint = covariance(self.covar_module, x) - white @ white.mT
         if observation_noise:
             noise = self.likelihood.noise.mean()
-            covariance = covariance + noise * torch.eye(x.shape[-2]).to(covariance)
+            joint = joint + noise * torch.eye(x.shape[-2]).to(joint)
         if transform is not None:
             offset, scale = transform.means.reshape(()), transform.stdvs.reshape(())
-            mean, covariance = offset + scale * mean, scale.square() * covariance
-        result = GPyTorchPosterior(MultivariateNormal(mean, to_linear_operator(covariance)))
+            mean, joint = offset + scale * mean, scale.square() * joint
+        result = GPyTorchPosterior(MultivariateNormal(mean, to_linear_operator(joint)))
         if posterior_transform is not None:
             return posterior_transform(posterior=result, X=X)
         return result

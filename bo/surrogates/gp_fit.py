@@ -17,6 +17,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
+from probkit.bo.surrogates.dense_gp import covariance
 from probkit.errors import DataError
 from probkit.numerics import safe_cholesky
 from probkit.rng import scope
@@ -56,7 +57,7 @@ def log_posterior(model: Any) -> Tensor:
     """
     x = model.transform_inputs(model.train_inputs[0])
     y = model.train_targets
-    K = model.covar_module(x).to_dense()
+    K = covariance(model.covar_module, x)
     noise = model.likelihood.noise.expand(len(y))
     with scope(quiet=True):
         L, _ = safe_cholesky(K + torch.diag_embed(noise))
