@@ -33,8 +33,8 @@ class Plan(NamedTuple):
     seed: int
 
 
-#: Of the recorded runs: studies as a user gets them, noise learned. A score in cross-validation is a
-#: step function of the parameters, which a process that passes through every point fits badly.
+#: Of the recorded runs: studies as a user gets them, noise learned. A score in cross-validation
+#: is a step function of the parameters; a process that passes through every point fits it badly.
 METHODS = ("random", "tpe", "gp", "ibnn")
 #: The process told that outcomes are exact, to see what that costs.
 VARIANTS = ("gp noise-free",)

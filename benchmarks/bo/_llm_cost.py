@@ -38,7 +38,7 @@ def run(plan: Plan) -> dict[str, Any]:
     for m in MOST if reuse else MOST[:2]:  # prompts by themselves take too long for 80
         queries = space.sobol(m, rng=0)
         lm.forget()
-        before, begin = lm.usage, time.perf_counter()
+        before, begin = lm.usage, time.process_time()
         if reuse:
             spec.condition(space.codes(params), scores, rng=0).predictions(queries)
         else:
@@ -50,7 +50,7 @@ def run(plan: Plan) -> dict[str, Any]:
         costs.append(
             {
                 "queries": m,
-                "seconds": time.perf_counter() - begin,
+                "seconds": time.process_time() - begin,
                 "prompt_tokens": spent.prompt_tokens,
                 "cached_tokens": spent.cached_tokens,
                 "completion_tokens": spent.completion_tokens,

@@ -1,4 +1,4 @@
-"""Tokens and seconds of a language-model surrogate, from the stored cells."""
+"""Tokens and CPU seconds of a language-model surrogate, from the stored cells."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _evaluate(quick: bool) -> list[Value]:
             computed = cost["prompt_tokens"] - cost["cached_tokens"]
             values.append(
                 Value(
-                    f"{plan.method}, n = {plan.model}, M = {cost['queries']}: seconds",
+                    f"{plan.method}, n = {plan.model}, M = {cost['queries']}: CPU seconds",
                     cost["seconds"],
                     note=f"prompt tokens {cost['prompt_tokens']}, computed {computed}, generated "
                     f"{cost['completion_tokens']}",
@@ -31,7 +31,8 @@ BENCHMARK = Quality(
     title="Language models as surrogates, cost",
     question=(
         "What does it cost to predict M points from n rows with SmolLM2-135M (one order, one "
-        "answer each), where questions about one history share its computation and where not?"
+        "answer each, one thread), where questions about one history share its computation and "
+        "where not?"
     ),
     evaluate=_evaluate,
     packages=("torch", "transformers"),

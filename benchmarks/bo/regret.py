@@ -31,12 +31,9 @@ def _evaluate(quick: bool) -> list[Value]:
         last = [cell.quality[-1] for cell in cells]
         low, high = _quartiles(last)
         bar = _BARS.get((problem, method))
-        peer = groups.get((problem, "botorch"))
         note = f"{len(cells)} seeds, quartiles {low:.3g} to {high:.3g}"
-        if method in NETWORKS and peer:
-            at = len(cells[0].quality) - 1
-            same = [cell.quality[at] for cell in peer]
-            note += f"; BoTorch's default at the same evaluation {statistics.median(same):.3g}"
+        if method != "gp":
+            note += _beside_gp(cells, groups.get((problem, "gp"), []), method in NETWORKS)
         values.append(
             Value(
                 f"{problem}, {method}, {len(cells[0].quality)} evaluations",
@@ -47,6 +44,18 @@ def _evaluate(quick: bool) -> list[Value]:
             )
         )
     return values
+
+
+def _beside_gp(cells: list[Cell], process: list[Cell], tell: bool) -> str:
+    """How often a method ends below the Gaussian process, from the same points and as late."""
+    at = len(cells[0].quality) - 1
+    regret = {cell.seed: cell.quality[at] for cell in process}
+    pairs = [(c.quality[-1], regret[c.seed]) for c in cells if c.seed in regret]
+    if not pairs:
+        return ""
+    won, lost = sum(ours < gp for ours, gp in pairs), sum(ours > gp for ours, gp in pairs)
+    median = f" ({statistics.median(gp for _, gp in pairs):.3g} by then)" if tell else ""
+    return f"; below gp{median} on {won}, above on {lost}"
 
 
 def _quartiles(values: list[float]) -> tuple[float, float]:

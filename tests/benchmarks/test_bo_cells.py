@@ -52,6 +52,16 @@ def test_the_table_holds_medians_against_their_bars(tmp_path, monkeypatch):
         regret._evaluate(False)
 
 
+def test_networks_are_compared_with_the_process_as_early_as_they_stop(tmp_path, monkeypatch):
+    for seed, now in enumerate([0.5, 2.0, 1.0]):
+        save(cell(seed, 1.0, quality=[3.0, 1.0, 1e-4]), tmp_path)
+        save(cell(seed, now, method="hmc"), tmp_path)
+    save(cell(7, 0.1, method="hmc"), tmp_path)  # no process has this seed
+    monkeypatch.setattr(regret, "stored", lambda: stored(tmp_path))
+    (found,) = (v for v in regret._evaluate(False) if "hmc" in v.name)
+    assert found.note == "4 seeds, quartiles 0.4 to 1.25; below gp (1 by then) on 1, above on 1"
+
+
 def test_methods_share_their_initial_points_and_agree_on_quality():
     from benchmarks.bo._methods import run_cell
 
