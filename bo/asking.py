@@ -44,7 +44,8 @@ class StudySettings:
         surrogate: A name, an object that :func:`~probkit.bo.make_surrogate` takes, or a function.
         acquisition: ``"auto"``, or the name of an acquisition function.
         seed: Seed of everything random.
-        noise: ``"auto"`` or ``"none"``.
+        noise: ``"auto"``, or ``"none"`` where outcomes are exact, which is told to surrogates that
+            can pass through every point (:attr:`Surrogate.interpolates`).
         initial: Number of points before the first surrogate.
         failures: ``"worst"`` or ``"ignore"``.
         outcome: Name of the outcome transform.
@@ -102,7 +103,8 @@ class StudySettings:
         spec: Any = surrogate_of(self.surrogate, self.options)
         if hasattr(spec, "in_study"):
             spec = spec.in_study(space, outcomes)
-        if self.noise == "none" and getattr(spec, "noise", None) == "learned":
+        learns = getattr(spec, "noise", None) == "learned"
+        if self.noise == "none" and learns and spec.interpolates:
             spec = surrogate_of(spec, {"noise": "none"})
         return spec
 
@@ -459,8 +461,9 @@ def fit_surrogate(
             **settings.options,
         )  # fmt: skip
     spec = settings.surrogate_for(space, outcomes)
-    exact = settings.noise == "none" and getattr(spec, "noise", None) == "none"
-    variances = None if exact else seen.Yvar
+    # A surrogate with an option for its noise has been told; variances of zero would overrule it.
+    told = settings.noise == "none" and getattr(spec, "noise", None) in ("none", "learned")
+    variances = None if told else seen.Yvar
     return make_surrogate(
         spec, seen.X, seen.Y, variances, bounds=space.domain, outcome=settings.outcome,
         previous=previous, rng=rng,

@@ -57,7 +57,7 @@ class Study:
         storage: File of a SQLite database, a SQLAlchemy URL, or None for memory only.
         name: Name of the study within the storage.
         noise: ``"auto"`` learns how noisy outcomes are, unless variances are told; ``"none"`` says
-            that they are exact.
+            that they are exact (networks sampled by HMC learn all the same how far they miss them).
         initial: Points of a Sobol sequence before the first surrogate; by default twice the number
             of parameters, at least 5 and at most 20.
         failures: ``"worst"`` lets failed and pruned trials stand in the data with bad values;

@@ -27,9 +27,13 @@ class Surrogate(ABC):
 
     Attributes:
         joint: Whether one model predicts all outputs; else each output gets a model of its own.
+        interpolates: Whether a study whose outcomes are exact should say so to the surrogate, by
+            its option ``noise``. One that cannot pass through every point learns a noise even then:
+            by how much it misses them.
     """
 
     joint: ClassVar[bool] = False
+    interpolates: ClassVar[bool] = True
 
     @abstractmethod
     def fit(

@@ -19,6 +19,7 @@ from botorch.sampling.normal import SobolQMCNormalSampler
 import probkit as pk
 from probkit._botorch_ensemble import MemberPosterior
 from probkit._botorch_posterior import PredictivePosterior
+from probkit.bo import Float, Space, Study
 from probkit.bo.domain import Domain
 from probkit.bo.surrogates import (
     DKLSurrogate,
@@ -247,6 +248,18 @@ def test_gradients_of_all_chains_at_once_are_those_of_a_loop():
         for one, other in zip(together, alone, strict=True):
             scale = float(other.abs().max()) + 1
             assert float((one[chain] - other).abs().max()) / scale <= 1e-10
+
+
+def test_a_network_learns_its_misfit_where_outcomes_are_exact():
+    x, y = _data()
+    for surrogate, noise in ((SMALL["hmc"], "learned"), (SMALL["laplace"], "none"), ("gp", "none")):
+        study = Study(Space(a=Float(0, 1), b=Float(0, 1)), noise="none", rng=0, surrogate=surrogate)
+        for row, value in zip(x.tolist(), y[:, 0].tolist(), strict=True):
+            study.attach(dict(zip("ab", row, strict=True)), value)
+        assert study.settings.surrogate_for(study.space, study.outcomes).noise == noise
+        model = study.model()
+        if surrogate is SMALL["hmc"]:
+            assert "noise_var" in model.source.draws
 
 
 # --------------------------------------------------------------------- reweighting, fallback
