@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import statistics
 
-from benchmarks.bo._cells import NETWORKS
+from benchmarks.bo._cells import NETWORKS, Cell
 from benchmarks.bo.regret import _groups
 from benchmarks.harness.spec import Quality, Value
 
 __all__: list[str] = []
 
 
+def _first(cells: list[Cell]) -> float:
+    return statistics.median(cell.ask_cpu_s[0] for cell in cells)
+
+
 def _evaluate(quick: bool) -> list[Value]:
     values = []
     for (problem, method), cells in _groups().items():
-        asks = [statistics.mean(cell.ask_cpu_s) for cell in cells]
+        warm = method in NETWORKS  # their first fit has nothing to start from
+        asks = [statistics.mean(cell.ask_cpu_s[warm:]) for cell in cells]
         bar = 0.2 if method == "gp" and problem in ("Branin", "Hartmann6") else None
-        if method in NETWORKS and problem == "Branin" and method == "hmc":
+        if method == "hmc" and problem == "Branin":
             bar = 1.5
         values.append(
             Value(
@@ -24,7 +29,8 @@ def _evaluate(quick: bool) -> list[Value]:
                 statistics.median(asks),
                 reference=bar,
                 rule="at most",
-                note=f"median over {len(cells)} seeds of the mean over the asks of a study",
+                note=f"median over {len(cells)} seeds of the mean over the asks of a study"
+                + (f"; the first, left out, {_first(cells):.3g}" if warm else ""),
             )
         )
     return values
