@@ -49,7 +49,7 @@ def test_leaving_one_out_of_draws_is_importance_sampling():
     x, y = _data()
     spec = HMCSurrogate(
         hidden=(), prior="iid", prior_std=1.0, learn_gains=None, noise="fixed", noise_var=1.0,
-        chains=16, draws=60, warmup=60, ascent=50, length=2.0, max_steps=16,
+        chains=16, draws=400, warmup=60, ascent=50, length=2.0, max_steps=16,
     )  # fmt: skip
     model = make_surrogate(spec, x, y, outcome="none", rng=0)
     features = torch.cat([x, torch.ones(14, 1).double()], 1)
@@ -60,8 +60,11 @@ def test_leaving_one_out_of_draws_is_importance_sampling():
         centre = features[i] @ covariance @ features[rest].T @ y[rest, 0]
         variance = 1 + features[i] @ covariance @ features[i]
         expected.append(Normal(centre, variance.sqrt()).log_prob(y[i, 0]))
-    # 960 draws: a log density has a Monte Carlo error of about .01.
-    torch.testing.assert_close(loo_log_density(model), torch.stack(expected), rtol=0, atol=0.06)
+    # Monte Carlo errors over eight seeds: at most .004, and .025 for the last row, which pulls
+    # hardest, so that the weights of a posterior without it vary most.
+    tolerance = torch.full((14,), 4 * 0.004).double()
+    tolerance[13] = 4 * 0.025
+    assert bool(((loo_log_density(model) - torch.stack(expected)).abs() <= tolerance).all())
 
 
 def test_weights_of_a_stack_maximise_its_density():
