@@ -116,5 +116,8 @@ BENCHMARK = Benchmark(
     unit="particle-step",
     notes=(
         "probkit also keeps the ancestry, traces and costs of every step, and can resume a run.",
+        "Profile at n = 16, 0.65 ms a step: some forty operations on tiny tensors, whose cost does "
+        "not depend on n, are most of it (resampling 17 %, weights 10 %, statistics and checkpoint "
+        "book-keeping 10 %).",
     ),
 )
