@@ -34,9 +34,9 @@ class Plan(NamedTuple):
 
 
 #: Of the recorded runs: studies as a user gets them, noise learned. A score in cross-validation
-#: is a step function of the parameters; a process that passes through every point fits it badly.
+#: is a step function of the parameters, which no smooth process should pass through exactly.
 METHODS = ("random", "tpe", "gp", "ibnn")
-#: The process told that outcomes are exact, to see what that costs.
+#: The process told that outcomes are exact, to see what difference it makes.
 VARIANTS = ("gp noise-free",)
 #: On Branin: the plain process, and the hybrid with language models that are wrong on purpose or
 #: helpful, the latter with broken answers at some rate; the same initial points but where said.
